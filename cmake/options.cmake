@@ -1,0 +1,11 @@
+# The compile options that every target of the project shares; none of them reaches a consumer.
+add_library(seqattn_options INTERFACE)
+target_compile_options(seqattn_options INTERFACE -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Wundef)
+if(SEQATTN_WERROR)
+  target_compile_options(seqattn_options INTERFACE -Werror)
+endif()
+if(SEQATTN_SANITIZE)
+  target_compile_options(seqattn_options INTERFACE -fsanitize=${SEQATTN_SANITIZE} -fno-omit-frame-pointer
+                                                   -fno-sanitize-recover=all)
+  target_link_options(seqattn_options INTERFACE -fsanitize=${SEQATTN_SANITIZE})
+endif()

@@ -1,0 +1,127 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "seqattn/export.h"
+#include "seqattn/packed_data.h"
+#include "seqattn/tensor_view.h"
+#include "seqattn/types.h"
+
+namespace seqattn {
+
+class PagedKVCacheManager;
+
+// What every call of one attention layer has in common.
+struct AttentionOptions {
+  int num_qo_heads = 0;  // a multiple of the cache's num_heads; query head h reads KV head h /
+                         // (num_qo_heads / num_heads)
+  bool causal = true;    // query j of a row sees keys up to its own position, kv_len - q_len + j
+  int window_left = -1;  // >= 0: it sees no more than that many keys before its position; -1: all
+  std::optional<float> sm_scale;  // factor of q . k; 1 / sqrt(head_dim) unless set
+  float logits_soft_cap = 0;      // > 0: logits become cap * tanh(logit / cap), after scaling
+  int num_threads = 0;            // of the CPU backend; 0 = all that OpenMP offers
+};
+
+// The largest batch that `plan` will be given, 0 = no limit. On a device a capacity fixes every
+// buffer, so that plans can be replayed in a captured graph; everywhere a batch beyond it is an
+// error.
+struct PlanCapacity {
+  std::int64_t max_sequences = 0;
+  std::int64_t max_q_tokens = 0;  // summed over the batch
+  std::int64_t max_pages = 0;     // summed over the batch
+};
+
+// What a batch may bring besides its tables.
+struct PlanInputs {
+  // Empty, or for each row its [q_len, kv_len] booleans, row-major, one row after the other: 0
+  // hides the key from the query. It narrows what `causal` and `window_left` let through. Copied by
+  // plan.
+  std::span<const std::uint8_t> mask = {};
+};
+
+// What one run may bring besides q and out.
+struct RunOptions {
+  TensorView lse = {};  // output [total_q_tokens, num_qo_heads], float32: natural log of the sum of
+                        // exp(logits), scaled and capped
+  TensorView sink_logits = {};  // input [num_qo_heads], float32: one learned logit a head that
+                                // joins the softmax denominator, and the LSE
+};
+
+struct AttentionPlan;   // src/core/attention_plan.h
+class AttentionKernel;  // src/core/backend.h
+
+// Attention of a ragged batch over a paged cache: prefill, chunked prefill, decode and any mixture.
+//
+//   out_j = sum_t softmax_t(logit(q_j, k_t)) v_t over the keys t that query j sees, in float32.
+//   (docs/formulas.md: PagedAttention, Kwon et al. 2023; FlashAttention-2, Dao 2023.)
+//
+// `plan` once a step; then, for each layer, `append_kv` and `run`. A query that sees no key gives 0
+// and an LSE of -inf (with sink_logits: 0 and the sink's logit). The result of a row is
+// bit-identical whatever else is in the batch, wherever its pages lie and however many threads run.
+// Slots that were never written cannot reach an output.
+//
+// Threads: objects are independent of one another; const members of one may run at the same time.
+// The manager must outlive it.
+class SEQATTN_EXPORT BatchAttention {
+ public:
+  // Throws InvalidArgumentError for options out of range, UnsupportedError for a shape that the
+  // device's backend has no kernel for.
+  BatchAttention(PagedKVCacheManager& manager, const AttentionOptions& options,
+                 const PlanCapacity& capacity = {});
+  ~BatchAttention();
+  BatchAttention(const BatchAttention&) = delete;
+  BatchAttention& operator=(const BatchAttention&) = delete;
+
+  // Validates the batch and prepares it for every layer. qo_indptr [batch_size + 1]: row i asks
+  // with queries qo_indptr[i] .. qo_indptr[i + 1], the last q_len_i positions of its kv_len_i. Good
+  // until a planned page is freed (debug builds check). O(pages). Throws InvalidArgumentError,
+  // leaving the previous plan in place, for tables that are no batch of this pool, an indptr that
+  // falls or has another size, 0 < kv_len < q_len under a causal mask, a mask of another size, a
+  // batch beyond the capacity.
+  void plan(const FlashInferPackedData& packed, std::span<const std::int32_t> qo_indptr,
+            const PlanInputs& inputs = {}, Stream stream = {});
+
+  // Writes the planned batch's new tokens, as many as its queries; PagedKVCacheManager::append_kv
+  // says the rest.
+  void append_kv(const TensorView& keys, const TensorView& values, int layer = 0,
+                 Stream stream = {}) const;
+
+  // q    [total_q_tokens, num_qo_heads, head_dim], cache dtype or float32
+  // out  [total_q_tokens, num_qo_heads, head_dim_v], cache dtype or float32; may not overlap an
+  // input Throws InvalidArgumentError without a plan, for tensors of another shape, dtype, stride
+  // or device, a read-only output. O(q tokens x kv tokens x heads x head_dim). On a device it
+  // returns before the work is done.
+  void run(const TensorView& q, const TensorView& out, const RunOptions& options = {},
+           int layer = 0, Stream stream = {}) const;
+
+  const AttentionOptions& options() const noexcept { return options_; }  // sm_scale resolved
+  std::string_view kernel_name() const noexcept;  // the path that was chosen, "cpu-avx3-float16"
+  std::int64_t num_q_tokens() const noexcept;     // of the present plan
+  std::string to_string() const;
+
+ private:
+  PagedKVCacheManager* manager_;
+  AttentionOptions options_;
+  PlanCapacity capacity_;
+  std::unique_ptr<AttentionKernel> kernel_;
+  std::unique_ptr<AttentionPlan> plan_;  // null before the first plan
+};
+
+// Merges attention over two disjoint sets of keys into attention over their union (cascade: Ye et
+// al. 2024):
+//   lse = log(exp(lse_a) + exp(lse_b)),  out = exp(lse_a - lse) out_a + exp(lse_b - lse) out_b.
+// out_a, out_b, out: [tokens, heads, dim], of one dtype each, float32 or 16-bit; lse_a, lse_b, lse:
+// [tokens, heads], float32. `lse` may be absent. Outputs may be the very tensors of side a or b. A
+// side with an LSE of -inf counts nothing. Throws InvalidArgumentError for tensors that do not
+// agree.
+SEQATTN_EXPORT void merge_states(const TensorView& out_a, const TensorView& lse_a,
+                                 const TensorView& out_b, const TensorView& lse_b,
+                                 const TensorView& out, const TensorView& lse = {},
+                                 Stream stream = {});
+
+}  // namespace seqattn

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "seqattn/export.h"
+
+namespace seqattn {
+
+// Every exception of the library derives from Error. Its message says what was given, what was
+// expected and, where there is a way out, the way out. A call that throws has changed nothing.
+class SEQATTN_EXPORT Error : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+  ~Error() override;
+};
+
+// An argument is malformed: a shape, dtype, stride, device, layout, size, page id or table.
+class SEQATTN_EXPORT InvalidArgumentError : public Error {
+ public:
+  using Error::Error;
+  ~InvalidArgumentError() override;
+};
+
+// A call names a sequence that the descriptor does not hold.
+class SEQATTN_EXPORT UnknownSequenceError : public Error {
+ public:
+  explicit UnknownSequenceError(std::int64_t seq_id);
+  ~UnknownSequenceError() override;
+  std::int64_t seq_id() const noexcept { return seq_id_; }
+
+ private:
+  std::int64_t seq_id_;
+};
+
+// The pool has fewer free pages than the call needs. Release or truncate sequences, then call
+// again; `CacheDescriptor::try_allocate` reports the same as a value.
+class SEQATTN_EXPORT NoPageError : public Error {
+ public:
+  NoPageError(std::int64_t needed, std::int64_t available);
+  ~NoPageError() override;
+  std::int64_t needed() const noexcept { return needed_; }
+  std::int64_t available() const noexcept { return available_; }
+
+ private:
+  std::int64_t needed_;
+  std::int64_t available_;
+};
+
+// The request is well formed, but no backend of this build can serve it; the message names what
+// can.
+class SEQATTN_EXPORT UnsupportedError : public Error {
+ public:
+  using Error::Error;
+  ~UnsupportedError() override;
+};
+
+// A device failed; the message holds the call and the device's own words.
+class SEQATTN_EXPORT BackendError : public Error {
+ public:
+  using Error::Error;
+  ~BackendError() override;
+};
+
+}  // namespace seqattn

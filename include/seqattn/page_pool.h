@@ -1,0 +1,96 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "seqattn/export.h"
+#include "seqattn/types.h"
+
+namespace seqattn {
+
+// Asked for pages when a pool falls short: a prefix cache, for instance, that holds pages it can
+// give up.
+class SEQATTN_EXPORT Reclaimer {
+ public:
+  virtual ~Reclaimer();
+  // Either makes at least `num_pages` more pages free, by `unref` on the pool, and returns true; or
+  // changes nothing and returns false. Called while a call prepares, when everything else about it
+  // has been validated; it must not call a descriptor of the same pool.
+  virtual bool reclaim(std::int64_t num_pages) = 0;
+};
+
+// The free list and the reference counts of a fixed set of pages; it holds no storage.
+//
+// Invariants (check_invariants):
+//   1. a page is in the free list exactly when its count is 0, and it is there once;
+//   2. no count is negative.
+// Order is FIFO from page 0: the first `allocate(3)` of a fresh pool is {0, 1, 2}, and pages that
+// become free go to the back. Memory: 8 bytes a page.
+//
+// Threads: const members may run at the same time; the others need the caller's lock.
+class SEQATTN_EXPORT PagePool {
+ public:
+  // Throws InvalidArgumentError unless 0 <= num_pages < 2^31 and page_size >= 1. O(num_pages).
+  explicit PagePool(std::int64_t num_pages, int page_size = 16);
+  ~PagePool();
+  PagePool(const PagePool&) = delete;  // descriptors point at it
+  PagePool& operator=(const PagePool&) = delete;
+
+  std::int64_t num_pages() const noexcept { return num_pages_; }
+  int page_size() const noexcept { return page_size_; }  // token slots of a page
+  std::int64_t available_pages_count() const noexcept {
+    return static_cast<std::int64_t>(tail_ - head_);
+  }
+
+  // Takes pages from the front of the free list, each with a count of 1. O(num_pages).
+  // Throws InvalidArgumentError for a negative count, NoPageError when fewer are free.
+  std::vector<PageId> allocate(std::int64_t num_pages);
+
+  // Adds (`ref`) or drops (`unref`) one reference for every listed page; a page listed twice counts
+  // twice. A page whose count falls to 0 becomes free, in the order of the list. O(pages).
+  // Throws InvalidArgumentError, having changed nothing, for an id outside [0, num_pages), a page
+  // that is free, or a count that would leave [0, 2^31).
+  void ref(PageIds pages);
+  void unref(PageIds pages);
+  void release_pages(PageIds pages) { unref(pages); }  // the original package's second name
+
+  // The number of references to a page; 0 means free. Throws InvalidArgumentError for an unknown
+  // id.
+  std::int32_t ref_count(PageId page) const;
+  std::span<const std::int32_t> ref_counts() const noexcept { return counts_; }  // indexed by page
+  std::vector<PageId> free_pages() const;                                        // front first
+
+  // The reclaimer is borrowed; null removes it.
+  void set_reclaimer(Reclaimer* reclaimer) noexcept { reclaimer_ = reclaimer; }
+
+  // Throws Error naming the first violated invariant. O(num_pages).
+  void check_invariants() const;
+
+  // How often the page has been freed, modulo 2^32; debug builds count it, to notice plans that
+  // went stale.
+  std::uint32_t generation(PageId page) const noexcept {
+    return generations_.empty() ? 0 : generations_[static_cast<std::size_t>(page)];
+  }
+
+  // A number that no other pool of this process has; packed data carries it to tell pools apart.
+  std::uint64_t id() const noexcept { return id_; }
+
+ private:
+  friend class PoolTransaction;  // src/core/pool_transaction.h: prepare and commit of batch calls
+
+  std::int64_t num_pages_;
+  int page_size_;
+  std::uint64_t id_;
+  // The free list is ring_[head_ .. tail_), positions taken modulo num_pages_.
+  std::unique_ptr<PageId[]> ring_;
+  std::uint64_t head_ = 0;
+  std::uint64_t tail_ = 0;
+  std::vector<std::int32_t> counts_;
+  std::vector<std::uint32_t> generations_;  // empty in release builds
+  Reclaimer* reclaimer_ = nullptr;
+};
+
+}  // namespace seqattn

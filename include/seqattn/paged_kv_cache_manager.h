@@ -1,0 +1,121 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "seqattn/export.h"
+#include "seqattn/packed_data.h"
+#include "seqattn/page_pool.h"
+#include "seqattn/tensor_view.h"
+#include "seqattn/types.h"
+
+namespace seqattn {
+
+struct KVCacheConfig {
+  std::int64_t num_pages = 0;  // pages of the pool; every layer has storage for each
+  int page_size = 16;          // tokens a page, >= 1
+  int num_heads = 0;           // KV heads
+  int head_dim = 0;            // elements of a key
+  int head_dim_v = 0;          // elements of a value; 0 = head_dim
+  int num_layers = 1;          // layers that share one page table
+  DType dtype = DType::kFloat16;
+  Device device = cpu();
+  KVLayout kv_layout = KVLayout::kNHD;
+};
+
+class Backend;  // src/core/backend.h
+struct Plane;
+
+// A page pool and its storage: keys and values of `num_layers` layers, all under one page table.
+//
+// Cache of one layer: [num_pages, page_size, num_heads, head_dim] (NHD) or
+// [num_pages, num_heads, page_size, head_dim] (HND); values likewise with head_dim_v. Own storage
+// is one allocation for the keys and one for the values, with the layer as leading dimension, zero
+// at first and untouched until written.
+//
+// Threads: const members may run at the same time; mutators, `append_kv` among them, need the
+// caller's lock.
+class SEQATTN_EXPORT PagedKVCacheManager {
+ public:
+  // Throws InvalidArgumentError for a size below its minimum or a total of more than 2^62 bytes,
+  // UnsupportedError for a device or dtype that this build cannot serve, std::bad_alloc (or
+  // BackendError, on a device) when the memory is not there.
+  explicit PagedKVCacheManager(const KVCacheConfig& config);
+
+  // A manager over the caller's tensors: one view a layer, shaped as above, with any page, token
+  // and head strides that keep slots apart, innermost contiguous. Borrowed: never freed, never
+  // cleared. `config.num_layers` must equal the number of views. Every page starts free: take those
+  // that hold data with `allocate`. Throws InvalidArgumentError naming the view and what was
+  // expected.
+  static std::unique_ptr<PagedKVCacheManager> from_tensors(std::span<const TensorView> keys,
+                                                           std::span<const TensorView> values,
+                                                           const KVCacheConfig& config);
+  ~PagedKVCacheManager();
+  PagedKVCacheManager(const PagedKVCacheManager&) = delete;  // descriptors and plans point at it
+  PagedKVCacheManager& operator=(const PagedKVCacheManager&) = delete;
+
+  const KVCacheConfig& config() const noexcept { return config_; }  // head_dim_v resolved
+  PagePool& pool() noexcept { return pool_; }
+  const PagePool& pool() const noexcept { return pool_; }
+
+  // The pool's members, forwarded.
+  std::vector<PageId> allocate(std::int64_t num_pages) { return pool_.allocate(num_pages); }
+  void ref(PageIds pages) { pool_.ref(pages); }
+  void unref(PageIds pages) { pool_.unref(pages); }
+  void release_pages(PageIds pages) { pool_.release_pages(pages); }
+  std::int64_t available_pages_count() const noexcept { return pool_.available_pages_count(); }
+  std::int32_t ref_count(PageId page) const { return pool_.ref_count(page); }
+
+  // Storage of one layer. Throws InvalidArgumentError for a layer outside [0, num_layers).
+  TensorView key_cache(int layer = 0);
+  TensorView value_cache(int layer = 0);
+
+  // Writes the last n_i = append_indptr[i + 1] - append_indptr[i] tokens of every row of `packed`,
+  // which already counts them: token j of row i goes to slot kv_len_i - n_i + j.
+  //   keys    [total_new_tokens, num_heads, head_dim], cache dtype or float32
+  //   values  [total_new_tokens, num_heads, head_dim_v], likewise
+  //   append_indptr  [batch_size + 1], from 0, never falling, ending at total_new_tokens
+  // Throws InvalidArgumentError, having written nothing, for tensors of another shape, dtype,
+  // stride or device; n_i > kv_len_i; a page outside the pool; a page to be written that is free,
+  // that another holder shares (count above 1), or that two rows would both write. O(pages + bytes
+  // written). With f32 input for a 16-bit cache values round to nearest even.
+  void append_kv(const TensorView& keys, const TensorView& values,
+                 const FlashInferPackedData& packed, std::span<const std::int32_t> append_indptr,
+                 int layer = 0, Stream stream = {});
+
+  // Reads tokens [first, first + count) of the sequence whose pages are listed into
+  // keys [count, num_heads, head_dim] and values [count, num_heads, head_dim_v], cache dtype or
+  // float32. Throws InvalidArgumentError for a range beyond the pages, an unknown page or wrong
+  // tensors.
+  void read_kv(PageIds pages, std::int64_t first, std::int64_t count, const TensorView& keys,
+               const TensorView& values, int layer = 0, Stream stream = {}) const;
+
+  // Copies pages in every layer, in order. Throws InvalidArgumentError for an unknown or free page.
+  void copy_pages(std::span<const PageCopy> copies, Stream stream = {});
+
+  // Bytes of keys and values that one page takes, over all layers.
+  std::int64_t bytes_per_page() const noexcept;
+
+  // "PagedKVCacheManager(num_pages=1024, page_size=16, ..., available=1020)".
+  std::string to_string() const;
+
+ private:
+  friend class BatchAttention;
+  friend class CacheDescriptor;
+  struct Borrowed {};
+  PagedKVCacheManager(const KVCacheConfig& config, Borrowed);
+  std::span<const Plane> layer_planes(
+      int layer) const;  // {keys, values}; throws for an unknown layer
+  void enqueue_copies(std::span<const PageCopy> copies, Stream stream) const;
+
+  KVCacheConfig config_;
+  Backend& backend_;
+  PagePool pool_;
+  std::vector<std::shared_ptr<void>> storage_;  // own allocations; empty for from_tensors
+  std::vector<Plane> planes_;  // keys of layer 0, values of layer 0, keys of layer 1, ...
+};
+
+}  // namespace seqattn

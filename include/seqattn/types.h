@@ -1,0 +1,60 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "seqattn/export.h"
+#include "seqattn/list_view.h"
+
+// The vocabulary shared by every header: ids, element types, devices and layouts.
+namespace seqattn {
+
+using PageId = std::int32_t;  // [0, num_pages)
+using SeqId = std::int64_t;   // any value; the caller's choice
+
+using PageIds = ListView<PageId>;
+using SeqIds = ListView<SeqId>;
+using Lengths = ListView<std::int64_t>;  // in tokens
+
+// "As many as there are", for counts of tokens.
+inline constexpr std::int64_t kAll = -1;
+
+enum class DType : std::uint8_t { kFloat32, kFloat16, kBFloat16 };
+
+// Bytes of one element.
+constexpr std::int64_t size_of(DType dtype) noexcept { return dtype == DType::kFloat32 ? 4 : 2; }
+
+enum class DeviceType : std::uint8_t { kCPU, kCUDA };
+
+struct Device {
+  DeviceType type = DeviceType::kCPU;
+  int index = 0;
+  friend constexpr bool operator==(const Device&, const Device&) = default;
+};
+constexpr Device cpu() noexcept { return {}; }
+constexpr Device cuda(int index = 0) noexcept { return {DeviceType::kCUDA, index}; }
+
+// How one page lays out its slots: NHD is [page_size, num_heads, head_dim], HND is
+// [num_heads, page_size, head_dim]. HND keeps the tokens of a head together and is faster on CPUs.
+enum class KVLayout : std::uint8_t { kNHD, kHND };
+
+// The stream that device work is ordered on: a `cudaStream_t`, or null for the device's default
+// stream. A CPU has no streams: every call there is complete when it returns.
+struct Stream {
+  void* handle = nullptr;
+};
+
+// Copy all token slots of page `source` onto page `target`, in every layer.
+struct PageCopy {
+  PageId source = 0;
+  PageId target = 0;
+  friend constexpr bool operator==(const PageCopy&, const PageCopy&) = default;
+};
+
+// "float16", "cuda:0", "HND": the names that Python uses.
+SEQATTN_EXPORT std::string_view to_string(DType dtype) noexcept;
+SEQATTN_EXPORT std::string_view to_string(KVLayout layout) noexcept;
+SEQATTN_EXPORT std::string to_string(Device device);
+
+}  // namespace seqattn

@@ -1,0 +1,86 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+
+#include "attention_plan.h"
+#include "seqattn/batch_attention.h"
+#include "seqattn/paged_kv_cache_manager.h"
+#include "seqattn/tensor_view.h"
+#include "seqattn/types.h"
+
+// What a device has to be able to do. Core validates every argument before it calls; an
+// implementation may rely on shapes, dtypes, strides, ranges and liveness being right.
+namespace seqattn {
+
+// One tensor of one layer's storage: keys, or values. Strides are in bytes; a token of one head is
+// `head_dim` contiguous elements. Copies, appends and reads walk planes and ask no more of them.
+struct Plane {
+  std::byte* data = nullptr;
+  DType dtype = DType::kFloat16;
+  std::int64_t num_pages = 0;
+  int page_size = 0;
+  int num_heads = 0;
+  int head_dim = 0;
+  std::int64_t page_stride = 0;
+  std::int64_t token_stride = 0;
+  std::int64_t head_stride = 0;
+
+  std::byte* slot(PageId page, std::int64_t token, std::int64_t head) const noexcept {
+    return data + page * page_stride + token * token_stride + head * head_stride;
+  }
+};
+
+// Tokens [first, first + count) of the sequence with these pages <-> rows [row, row + count) of a
+// tensor.
+struct TokenRange {
+  const PageId* pages = nullptr;
+  std::int64_t first = 0;
+  std::int64_t count = 0;
+  std::int64_t row = 0;
+};
+
+// One configured attention: made once, planned each step, run for each layer.
+class AttentionKernel {
+ public:
+  virtual ~AttentionKernel();
+  virtual std::string_view name() const noexcept = 0;
+  // Takes the batch for the runs to come; the reference stays good until the next plan.
+  virtual void plan(const AttentionPlan& plan, Stream stream) = 0;
+  virtual void run(std::span<const Plane> planes, const TensorView& q, const TensorView& out,
+                   const TensorView& lse, const TensorView& sink_logits, Stream stream) const = 0;
+};
+
+class Backend {
+ public:
+  virtual ~Backend();
+  // Throws UnsupportedError, naming what there is, for a device index or dtype it cannot serve.
+  virtual void check_supported(const KVCacheConfig& config) const = 0;
+  // Zero bytes, without touching them where the device allows; aligned to 64. Throws std::bad_alloc
+  // or BackendError.
+  virtual std::shared_ptr<void> allocate(std::int64_t bytes, Device device) = 0;
+  virtual void copy_pages(std::span<const Plane> planes, std::span<const PageCopy> copies,
+                          Stream stream) = 0;
+  // planes[i] <- tensors[i] and tensors[i] <- planes[i]; tensors are [rows, num_heads, head_dim],
+  // plane dtype or float32.
+  virtual void write_tokens(std::span<const Plane> planes, std::span<const TensorView> tensors,
+                            std::span<const TokenRange> ranges, Stream stream) = 0;
+  virtual void read_tokens(std::span<const Plane> planes, std::span<const TensorView> tensors,
+                           std::span<const TokenRange> ranges, Stream stream) = 0;
+  // Throws UnsupportedError, naming what there is, for a shape without a kernel.
+  virtual std::unique_ptr<AttentionKernel> make_attention(const AttentionShape& shape,
+                                                          const PlanCapacity& capacity) = 0;
+  virtual void merge_states(const TensorView& out_a, const TensorView& lse_a,
+                            const TensorView& out_b, const TensorView& lse_b, const TensorView& out,
+                            const TensorView& lse, Stream stream) = 0;
+  virtual void synchronize(Stream stream) = 0;
+};
+
+// The backend of a device. Defined in src/backends.cc, which knows what this build holds.
+// Throws UnsupportedError, naming the devices there are.
+Backend& find_backend(Device device);
+
+}  // namespace seqattn

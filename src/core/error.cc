@@ -1,0 +1,23 @@
+#include "seqattn/error.h"
+
+#include "message.h"
+
+namespace seqattn {
+
+// Out of line, so that each class has one vtable and one type_info across shared objects.
+Error::~Error() = default;
+InvalidArgumentError::~InvalidArgumentError() = default;
+UnknownSequenceError::~UnknownSequenceError() = default;
+NoPageError::~NoPageError() = default;
+UnsupportedError::~UnsupportedError() = default;
+BackendError::~BackendError() = default;
+
+UnknownSequenceError::UnknownSequenceError(std::int64_t seq_id)
+    : Error(concat("Sequence ID ", seq_id, " not found in cache descriptor")), seq_id_(seq_id) {}
+
+NoPageError::NoPageError(std::int64_t needed, std::int64_t available)
+    : Error(concat("Need ", needed, " pages but only ", available, " available")),
+      needed_(needed),
+      available_(available) {}
+
+}  // namespace seqattn

@@ -1,0 +1,96 @@
+#include "tensor_check.h"
+
+#include <algorithm>
+#include <array>
+#include <functional>
+#include <utility>
+
+#include "message.h"
+#include "seqattn/error.h"
+
+namespace seqattn {
+namespace {
+
+std::string expected(const TensorSpec& spec) {
+  return concat("expected ", to_string(spec.dtype),
+                spec.or_float32 && spec.dtype != DType::kFloat32 ? " or float32 " : " ",
+                shape_to_string(spec.shape), " on ", to_string(spec.device));
+}
+
+}  // namespace
+
+bool elements_are_apart(const TensorView& tensor) noexcept {
+  if (tensor.num_elements() == 0) return true;
+  std::array<std::pair<std::int64_t, std::int64_t>, TensorView::kMaxRank> dims;  // {stride, size}
+  int rank = 0;
+  for (int i = 0; i < tensor.rank; ++i) {
+    if (tensor.shape[i] > 1) dims[rank++] = {tensor.strides[i], tensor.shape[i]};
+  }
+  std::sort(dims.begin(), dims.begin() + rank);
+  std::int64_t extent = 1;
+  for (int i = 0; i < rank; ++i) {
+    if (dims[i].first < extent) return false;
+    extent += dims[i].first * (dims[i].second - 1);
+  }
+  return true;
+}
+
+bool ranges_meet(const TensorView& a, const TensorView& b) noexcept {
+  if (a.num_elements() == 0 || b.num_elements() == 0 || a.device != b.device) return false;
+  const auto end = [](const TensorView& t) {
+    std::int64_t last = 0;
+    for (int i = 0; i < t.rank; ++i) last += t.strides[i] * (t.shape[i] - 1);
+    return static_cast<const char*>(t.data) + (last + 1) * size_of(t.dtype);
+  };
+  const std::less<const char*> before;
+  return before(static_cast<const char*>(a.data), end(b)) &&
+         before(static_cast<const char*>(b.data), end(a));
+}
+
+void check_tensor(const TensorView& tensor, const TensorSpec& spec) {
+  const auto given = [&] { return concat(spec.name, ": got ", tensor.to_string(), "; "); };
+  const std::span<const std::int64_t> shape(tensor.shape.data(),
+                                            static_cast<std::size_t>(tensor.rank));
+  require(std::equal(shape.begin(), shape.end(), spec.shape.begin(), spec.shape.end()), given(),
+          expected(spec));
+  require(tensor.dtype == spec.dtype || (spec.or_float32 && tensor.dtype == DType::kFloat32),
+          given(), expected(spec));
+  require(tensor.device == spec.device, given(), expected(spec));
+  if (tensor.num_elements() == 0) return;
+  require(tensor.data != nullptr, given(), expected(spec), " with data, not a null pointer");
+  require(tensor.shape[tensor.rank - 1] == 1 || tensor.strides[tensor.rank - 1] == 1, given(),
+          expected(spec), " with a contiguous innermost dimension");
+  for (int i = 0; i < tensor.rank; ++i) {
+    require(tensor.shape[i] == 1 || tensor.strides[i] >= 0, given(), expected(spec),
+            " without negative strides");
+  }
+  if (!spec.output) return;
+  require(!tensor.read_only, given(), expected(spec),
+          " that may be written, not a read-only tensor");
+  require(elements_are_apart(tensor), given(), expected(spec),
+          " whose elements do not share memory");
+}
+
+void check_indptr(std::string_view name, std::span<const std::int32_t> indptr, std::int64_t size,
+                  std::int64_t last) {
+  require(static_cast<std::int64_t>(indptr.size()) == size, name, ": got ", indptr.size(),
+          " entries; expected ", size);
+  require(indptr.front() == 0, name, ": starts at ", indptr.front(), "; expected 0");
+  const auto fall = std::adjacent_find(indptr.begin(), indptr.end(), std::greater<>());
+  if (fall != indptr.end()) {
+    throw InvalidArgumentError(concat(name, ": falls from ", fall[0], " to ", fall[1], " at entry ",
+                                      fall - indptr.begin() + 1,
+                                      "; expected entries that never fall"));
+  }
+  require(last < 0 || indptr.back() == last, name, ": ends at ", indptr.back(), "; expected ",
+          last);
+}
+
+std::string shape_to_string(ListView<std::int64_t> shape) {
+  std::string text = "[";
+  for (std::size_t i = 0; i < shape.size(); ++i)
+    text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+}  // namespace seqattn
