@@ -1,0 +1,42 @@
+"""Sequence-level attention: sequence ids in, paged KV cache, page tables and attention out."""
+
+from ._core import (
+    BatchAttention,
+    CacheDescriptor,
+    FlashInferPackedData,
+    HeadIDGenerator,
+    PagedKVCacheManager,
+    PagePool,
+    __version__,
+    merge_states,
+)
+from ._errors import (
+    BackendError,
+    Error,
+    InvalidArgumentError,
+    NoPageError,
+    UnknownSequenceError,
+    UnsupportedError,
+)
+from ._types import Admission, PageCopy, SequenceData, Stats
+
+__all__ = [
+    "Admission",
+    "BackendError",
+    "BatchAttention",
+    "CacheDescriptor",
+    "Error",
+    "FlashInferPackedData",
+    "HeadIDGenerator",
+    "InvalidArgumentError",
+    "NoPageError",
+    "PageCopy",
+    "PagePool",
+    "PagedKVCacheManager",
+    "SequenceData",
+    "Stats",
+    "UnknownSequenceError",
+    "UnsupportedError",
+    "__version__",
+    "merge_states",
+]

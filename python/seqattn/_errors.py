@@ -1,0 +1,32 @@
+"""The exceptions of the library; the names, and what derives from what, are those of C++."""
+
+
+class Error(Exception):
+    """Every exception of the library. A call that raises has changed nothing."""
+
+
+class InvalidArgumentError(Error, ValueError):
+    """A malformed argument: a shape, dtype, stride, device, layout, size, page id or table."""
+
+
+class UnknownSequenceError(Error, KeyError, ValueError):
+    """A call names a sequence that the descriptor does not hold."""
+
+    __str__ = Exception.__str__  # KeyError's own puts the message in quotes
+
+
+class NoPageError(Error):
+    """The pool has fewer free pages than the call needs; `try_allocate` says so as a value."""
+
+    def __init__(self, message: str = "", needed: int = 0, available: int = 0) -> None:
+        super().__init__(message)
+        self.needed = needed
+        self.available = available
+
+
+class UnsupportedError(Error):
+    """A well-formed request that no backend of this build can serve; the message names what can."""
+
+
+class BackendError(Error):
+    """A device failed; the message holds the call and the device's own words."""

@@ -1,0 +1,135 @@
+#include "arguments.h"
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <charconv>
+#include <utility>
+
+namespace seqattn::python {
+namespace {
+
+using Array = nb::ndarray<nb::ro>;
+
+template <class From, class T>
+void copy_ints(const Array& array, std::string_view name, std::vector<T>& out) {
+  const auto* data = static_cast<const From*>(array.data());
+  for (std::size_t i = 0; i < array.shape(0); ++i) {
+    const From number = data[static_cast<std::int64_t>(i) * array.stride(0)];
+    require(std::in_range<T>(number), name, ": got ", +number, " at entry ", i,
+            "; expected a number that fits ", 8 * sizeof(T), " bits");
+    out.push_back(static_cast<T>(number));
+  }
+}
+
+template <class T>
+std::vector<T> ints_of_array(const Array& array, std::string_view name) {
+  require(array.device_type() == nb::device::cpu::value ||
+              array.device_type() == nb::device::cuda_host::value,
+          name, ": got data on a device; expected host memory: pass its host copy, tensor.cpu()");
+  require(array.ndim() == 1, name, ": got ", array.ndim(), " dimensions; expected 1");
+  std::vector<T> out;
+  out.reserve(array.shape(0));
+  const auto is = [dtype = array.dtype()](nb::dlpack::dtype other) { return dtype == other; };
+  if (is(nb::dtype<std::int32_t>())) {
+    copy_ints<std::int32_t>(array, name, out);
+  } else if (is(nb::dtype<std::int64_t>())) {
+    copy_ints<std::int64_t>(array, name, out);
+  } else if (is(nb::dtype<std::int16_t>())) {
+    copy_ints<std::int16_t>(array, name, out);
+  } else if (is(nb::dtype<std::int8_t>())) {
+    copy_ints<std::int8_t>(array, name, out);
+  } else if (is(nb::dtype<std::uint8_t>())) {
+    copy_ints<std::uint8_t>(array, name, out);
+  } else if (is(nb::dtype<std::uint16_t>())) {
+    copy_ints<std::uint16_t>(array, name, out);
+  } else if (is(nb::dtype<std::uint32_t>())) {
+    copy_ints<std::uint32_t>(array, name, out);
+  } else if (is(nb::dtype<std::uint64_t>())) {
+    copy_ints<std::uint64_t>(array, name, out);
+  } else {
+    throw_type_error(concat(name, ": got an array that does not hold integers"));
+  }
+  return out;
+}
+
+template <class T>
+std::vector<T> ints_of_iterable(nb::handle list, std::string_view name) {
+  nb::object items = nb::steal(PySequence_Fast(list.ptr(), ""));
+  if (!items.is_valid()) {
+    if (!PyErr_ExceptionMatches(PyExc_TypeError)) nb::raise_python_error();
+    PyErr_Clear();
+    throw_type_error(concat(name, ": got ", class_name(list), "; expected a list of integers"));
+  }
+  std::vector<T> out;
+  out.reserve(static_cast<std::size_t>(PySequence_Fast_GET_SIZE(items.ptr())));
+  // The size is read anew each time and the item held: an item's __index__ may change the list.
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items.ptr()); ++i) {
+    const nb::object item = nb::borrow(PySequence_Fast_GET_ITEM(items.ptr(), i));
+    out.push_back(narrow<T>(to_int64(item, name), name));
+  }
+  return out;
+}
+
+}  // namespace
+
+void throw_type_error(const std::string& message) { nb::raise_type_error("%s", message.c_str()); }
+
+std::string class_name(nb::handle object) { return nb::cast<std::string>(nb::inst_name(object)); }
+
+std::int64_t to_int64(nb::handle number, std::string_view name) {
+  if (!PyIndex_Check(number.ptr())) {
+    throw_type_error(concat(name, ": got ", class_name(number), "; expected an integer"));
+  }
+  const nb::object index = nb::steal(PyNumber_Index(number.ptr()));
+  if (!index.is_valid()) nb::raise_python_error();
+  int overflow = 0;
+  const long long value = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
+  require(overflow == 0, name, ": got a number beyond 64 bits; expected one that fits");
+  return value;
+}
+
+template <class T>
+std::vector<T> to_ints(nb::handle list, std::string_view name) {
+  const bool is_plain = PyList_CheckExact(list.ptr()) || PyTuple_CheckExact(list.ptr());
+  Array array;
+  if (!is_plain && nb::ndarray_check(list) && nb::try_cast(list, array, false)) {
+    return ints_of_array<T>(array, name);
+  }
+  return ints_of_iterable<T>(list, name);
+}
+template std::vector<std::int32_t> to_ints(nb::handle, std::string_view);
+template std::vector<std::int64_t> to_ints(nb::handle, std::string_view);
+
+KVLayout to_kv_layout(std::string_view name) {
+  for (const KVLayout layout : {KVLayout::kNHD, KVLayout::kHND}) {
+    if (name == to_string(layout)) return layout;
+  }
+  throw InvalidArgumentError(concat("Unsupported kv_layout: ", name, "; expected NHD or HND"));
+}
+
+Device to_device(nb::handle device) {
+  if (PyIndex_Check(device.ptr())) {
+    const int index = to_int(device, "device");
+    require(index >= 0, "device: got ", index, "; expected the index of a CUDA device, from 0");
+    return cuda(index);
+  }
+  const bool has_type = nb::hasattr(device, "type") && nb::hasattr(device, "index");
+  if (!nb::isinstance<nb::str>(device) && !has_type) {
+    throw_type_error(concat("device: got ", class_name(device),
+                            "; expected \"cpu\", \"cuda:0\", an index or a torch device"));
+  }
+  const std::string text = nb::cast<std::string>(nb::str(device));
+  if (text == "cpu" || text == "cpu:0") return cpu();
+  if (text == "cuda") return cuda(0);
+  if (text.starts_with("cuda:")) {
+    int index = -1;
+    const char* const end = text.data() + text.size();
+    const auto parsed = std::from_chars(text.data() + 5, end, index);
+    if (parsed.ec == std::errc() && parsed.ptr == end && index >= 0) return cuda(index);
+  }
+  throw InvalidArgumentError(
+      concat("device: got \"", text, "\"; expected \"cpu\", \"cuda\" or \"cuda:<index>\""));
+}
+
+}  // namespace seqattn::python

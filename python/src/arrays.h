@@ -1,0 +1,76 @@
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "seqattn/tensor_view.h"
+
+// Arrays that cross the border, by DLPack or the buffer protocol and never with a copy.
+namespace seqattn::python {
+
+namespace nb = nanobind;
+
+// The framework of the arrays that a call returns.
+enum class Framework { kNumpy, kTorch };
+
+// torch is looked up among the modules that are loaded, never imported by us first.
+bool is_torch_tensor(nb::handle object);
+bool is_torch_dtype(nb::handle object);
+inline Framework framework_of(nb::handle array) {
+  return is_torch_tensor(array) ? Framework::kTorch : Framework::kNumpy;
+}
+
+// A torch dtype, a numpy dtype or scalar type (ml_dtypes and JAX included), or a name.
+DType to_dtype(nb::handle dtype);
+
+bool accepts_any(PyObject*);
+
+// An array argument, and None where it is optional; named as the stubs print it.
+class Array : public nb::object {
+  NB_OBJECT_DEFAULT(Array, nb::object, "typing.Any", accepts_any)
+};
+
+enum class Access { kRead, kWrite };
+
+// A borrowed tensor of the caller's, held for as long as this object lives. To be made and
+// destroyed with the GIL.
+struct Import {
+  nb::ndarray<nb::ro> array;
+  TensorView view;
+};
+
+// Throws TypeError for what is no array, InvalidArgumentError for a dtype that is none of float32,
+// float16 and bfloat16 (or its bits as uint16), UnsupportedError for an unknown device, and
+// InvalidArgumentError for a read-only array that would be written. `name` opens the message.
+Import import_array(nb::handle object, std::string_view name, Access access = Access::kRead);
+// "No tensor" for None.
+Import import_optional(nb::handle object, std::string_view name, Access access = Access::kRead);
+
+// Appends the elements of a bool or uint8 array in host memory, row-major.
+struct MaskShape {
+  std::int64_t rows = 0, columns = 0;
+};
+void append_mask(nb::handle object, std::string_view name, std::optional<MaskShape> expected,
+                 std::vector<std::uint8_t>& out);
+
+// The view as an array of the framework; `owner` lives as long as the array.
+nb::object export_array(Framework framework, const TensorView& view, nb::handle owner);
+// int32 values: a read-only view for numpy; a copy for torch, which knows no read-only tensors.
+nb::object export_ints(Framework framework, std::span<const std::int32_t> values, nb::handle owner);
+// int32 values, read-only, always numpy.
+nb::object export_counts(std::span<const std::int32_t> values, nb::handle owner);
+
+// A new array of the framework in host memory, not initialised.
+struct NewArray {
+  nb::object object;
+  TensorView view;
+};
+NewArray new_array(Framework framework, DType dtype, ListView<std::int64_t> shape);
+
+}  // namespace seqattn::python

@@ -1,0 +1,188 @@
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+
+#include <mutex>
+#include <utility>
+
+#include "arguments.h"
+#include "classes.h"
+
+namespace seqattn::python {
+namespace {
+
+using nb::literals::operator""_a;
+
+void init(Attention* self, nb::object cache_manager, Int num_qo_heads, bool causal, Int window_left,
+          std::optional<double> sm_scale, double logits_soft_cap, Int num_threads,
+          Int max_sequences, Int max_q_tokens, Int max_pages) {
+  if (!nb::isinstance<Manager>(cache_manager)) {
+    throw_type_error(concat("cache_manager: got ", class_name(cache_manager),
+                            "; expected a PagedKVCacheManager"));
+  }
+  AttentionOptions options;
+  options.num_qo_heads = to_int(num_qo_heads, "num_qo_heads");
+  options.causal = causal;
+  options.window_left = to_int(window_left, "window_left");
+  if (sm_scale) options.sm_scale = static_cast<float>(*sm_scale);
+  options.logits_soft_cap = static_cast<float>(logits_soft_cap);
+  options.num_threads = to_int(num_threads, "num_threads");
+  const PlanCapacity capacity{to_int64(max_sequences, "max_sequences"),
+                              to_int64(max_q_tokens, "max_q_tokens"),
+                              to_int64(max_pages, "max_pages")};
+  const auto& manager = nb::cast<Manager&>(cache_manager);
+  auto attention = std::make_unique<BatchAttention>(*manager.manager, options, capacity);
+  new (self) Attention{std::move(cache_manager), manager.framework, std::move(attention), {}};
+}
+
+// One array for the whole batch, or a list of one [q_len, kv_len] array a row.
+std::vector<std::uint8_t> to_mask(nb::handle mask, const FlashInferPackedData& packed,
+                                  std::span<const std::int32_t> qo_indptr, int page_size) {
+  std::vector<std::uint8_t> bytes;
+  if (mask.is_none()) return bytes;
+  if (!nb::isinstance<nb::list>(mask) && !nb::isinstance<nb::tuple>(mask)) {
+    append_mask(mask, "mask", {}, bytes);
+    return bytes;
+  }
+  const auto rows = static_cast<std::int64_t>(nb::len(mask));
+  require(rows == packed.batch_size() && static_cast<std::int64_t>(qo_indptr.size()) == rows + 1,
+          "mask: got ", rows, " rows; expected one for each of the batch's ", packed.batch_size());
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const auto i = static_cast<std::size_t>(row);
+    const MaskShape shape{std::int64_t{qo_indptr[i + 1]} - qo_indptr[i],
+                          packed.kv_len(row, page_size)};
+    append_mask(mask[i], concat("mask of row ", row), shape, bytes);
+  }
+  return bytes;
+}
+
+void plan(Attention& self, const PackedData& packed, Ints qo_indptr_list, nb::object mask) {
+  const auto qo_indptr = to_ints<std::int32_t>(qo_indptr_list, "qo_indptr");
+  const int page_size = nb::cast<Manager&>(self.owner).page_pool().page_size();
+  const std::vector<std::uint8_t> bytes = to_mask(mask, packed.data, qo_indptr, page_size);
+  nb::gil_scoped_release release;
+  const std::unique_lock lock(self.mutex);
+  self.attention->plan(packed.data, qo_indptr, {.mask = bytes});
+}
+
+void append_kv(const Attention& self, Array keys, Array values, Int layer_index) {
+  const Import k = import_array(keys, "keys"), v = import_array(values, "values");
+  const int layer = to_int(layer_index, "layer");
+  nb::gil_scoped_release release;
+  const std::shared_lock lock(self.mutex);
+  self.attention->append_kv(k.view, v.view, layer);
+}
+
+nb::object run(const Attention& self, Array q, Array out, bool return_lse, Array sink_logits,
+               Int layer_index, Array lse) {
+  const Import q_in = import_array(q, "q");
+  const Import sinks = import_optional(sink_logits, "sink_logits");
+  const Import out_given = import_optional(out, "out", Access::kWrite);
+  const Import lse_given = import_optional(lse, "lse", Access::kWrite);
+  const int layer = to_int(layer_index, "layer");
+  const std::int64_t num_tokens = self.attention->num_q_tokens();
+  const int num_heads = self.attention->options().num_qo_heads;
+
+  NewArray result{out, out_given.view}, result_lse{lse, lse_given.view};
+  if (out.is_none()) {
+    const int head_dim_v = nb::cast<Manager&>(self.owner).manager->config().head_dim_v;
+    result = new_array(self.framework, q_in.view.dtype, {num_tokens, num_heads, head_dim_v});
+  }
+  if (return_lse && lse.is_none()) {
+    result_lse = new_array(self.framework, DType::kFloat32, {num_tokens, num_heads});
+  }
+  {
+    nb::gil_scoped_release release;
+    const std::shared_lock lock(self.mutex);
+    self.attention->run(q_in.view, result.view, {.lse = result_lse.view, .sink_logits = sinks.view},
+                        layer);
+  }
+  if (result_lse.object.is_none()) return result.object;
+  return nb::make_tuple(result.object, result_lse.object);
+}
+
+nb::tuple merge(Array out_a, Array lse_a, Array out_b, Array lse_b) {
+  const Import a = import_array(out_a, "out_a"), a_lse = import_array(lse_a, "lse_a");
+  const Import b = import_array(out_b, "out_b"), b_lse = import_array(lse_b, "lse_b");
+  const auto shape = [](const TensorView& view) {
+    return std::span<const std::int64_t>(view.shape.data(), static_cast<std::size_t>(view.rank));
+  };
+  const Framework framework = framework_of(out_a);
+  const NewArray out = new_array(framework, a.view.dtype, shape(a.view));
+  const NewArray lse = new_array(framework, DType::kFloat32, shape(a_lse.view));
+  {
+    nb::gil_scoped_release release;
+    merge_states(a.view, a_lse.view, b.view, b_lse.view, out.view, lse.view);
+  }
+  return nb::make_tuple(out.object, lse.object);
+}
+
+void bind_merge(nb::module_& m) {
+  m.def("merge_states", &merge, "out_a"_a, "lse_a"_a, "out_b"_a, "lse_b"_a,
+        nb::sig("def merge_states(out_a: typing.Any, lse_a: typing.Any, out_b: typing.Any, lse_b: "
+                "typing.Any) -> tuple[typing.Any, typing.Any]"),
+        "Merges attention over two disjoint sets of keys into attention over their union.\n\n"
+        "out_a, out_b [tokens, heads, dim]; lse_a, lse_b [tokens, heads], float32. Returns new "
+        "(out, lse), out in out_a's dtype. A side with an LSE of -inf counts nothing. Raises "
+        "InvalidArgumentError for tensors that do not agree.");
+}
+
+}  // namespace
+
+void bind_attention(nb::module_& m) {
+  nb::class_<Attention>(
+      m, "BatchAttention",
+      "Attention of a ragged batch over a paged cache: prefill, chunked prefill, decode and any "
+      "mixture.\n\n"
+      "`plan` once a step; then, for each layer, `append_kv` and `run`. num_qo_heads: a multiple "
+      "of the cache's num_heads. window_left: a query sees no more than that many keys before its "
+      "own position, -1 = all. sm_scale: 1 / sqrt(head_dim) unless given. logits_soft_cap: logits "
+      "become cap * tanh(logit / cap), 0 = no cap. num_threads: 0 = all. max_sequences, "
+      "max_q_tokens, max_pages: the largest batch, 0 = no limit.")
+      .def("__init__", &init, nb::arg("cache_manager").sig("PagedKVCacheManager"), "num_qo_heads"_a,
+           nb::kw_only(), "causal"_a = true, "window_left"_a = -1, "sm_scale"_a.none() = nb::none(),
+           "logits_soft_cap"_a = 0.0, "num_threads"_a = 0, "max_sequences"_a = 0,
+           "max_q_tokens"_a = 0, "max_pages"_a = 0)
+      .def("plan", &plan, "flashinfer_data"_a, "qo_indptr"_a,
+           nb::arg("mask").sig("None") = nb::none(),
+           nb::sig("def plan(self, flashinfer_data: FlashInferPackedData, qo_indptr: "
+                   "collections.abc.Iterable[int], mask: typing.Any = None) -> None"),
+           "Validates the batch and prepares it for every layer.\n\n"
+           "qo_indptr [batch_size + 1]: row i asks with queries qo_indptr[i] .. qo_indptr[i + 1], "
+           "the last positions of its keys. mask: a list of one bool or uint8 [q_len, kv_len] "
+           "array a row, or all of them in one flat array; 0 hides the key from the query. Good "
+           "until a planned page is freed. Raises InvalidArgumentError, leaving the previous plan "
+           "in place. Leaves the GIL.")
+      .def("append_kv", &append_kv, "keys"_a, "values"_a, "layer"_a = 0,
+           "Writes the planned batch's new tokens, as many as its queries. Leaves the GIL.")
+      .def("run", &run, "q"_a, "out"_a = nb::none(), "return_lse"_a = false,
+           "sink_logits"_a = nb::none(), "layer"_a = 0, "lse"_a = nb::none(),
+           nb::sig("def run(self, q: typing.Any, out: typing.Any = None, return_lse: bool = False, "
+                   "sink_logits: typing.Any = None, layer: typing.SupportsIndex = 0, lse: "
+                   "typing.Any = None) -> typing.Any"),
+           "q [total_q_tokens, num_qo_heads, head_dim] -> out [.., head_dim_v], in q's dtype "
+           "unless given.\n\n"
+           "Returns out, or (out, lse) with return_lse or lse: float32 [total_q_tokens, "
+           "num_qo_heads], the natural log of the sum of exp(logits). sink_logits: float32 "
+           "[num_qo_heads], one logit a head that joins the softmax denominator. Raises "
+           "InvalidArgumentError without a plan, for tensors of another shape, dtype or device, a "
+           "read-only output. Leaves the GIL.")
+      .def_prop_ro(
+          "cache_manager", [](const Attention& self) { return self.owner; },
+          nb::sig("def cache_manager(self) -> PagedKVCacheManager"), "The manager.")
+      .def_prop_ro(
+          "num_qo_heads",
+          [](const Attention& self) { return self.attention->options().num_qo_heads; },
+          "Query heads.")
+      .def_prop_ro(
+          "sm_scale",
+          [](const Attention& self) { return self.attention->options().sm_scale.value(); },
+          "The factor of q . k.")
+      .def_prop_ro(
+          "kernel_name",
+          [](const Attention& self) { return std::string(self.attention->kernel_name()); },
+          "The path that was chosen, \"cpu-avx3-float16\".")
+      .def("__repr__", [](const Attention& self) { return self.attention->to_string(); });
+  bind_merge(m);
+}
+
+}  // namespace seqattn::python

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <memory>
+#include <shared_mutex>
+#include <vector>
+
+#include "arrays.h"
+#include "seqattn/batch_attention.h"
+#include "seqattn/cache_descriptor.h"
+#include "seqattn/packed_data.h"
+#include "seqattn/paged_kv_cache_manager.h"
+
+// The library's classes with what Python adds: the framework of the arrays that come back, and the
+// objects that must live as long. Members are destroyed last to first: owners come before what
+// points at them.
+namespace seqattn::python {
+
+struct Pool {
+  std::unique_ptr<PagePool> pool;
+  PagePool& page_pool() const { return *pool; }
+};
+
+struct Manager {
+  Framework framework = Framework::kNumpy;
+  nb::object dtype, device;     // as the caller gave them
+  nb::object keys, values;      // from_tensors: the caller's own objects; else not set
+  std::vector<Import> imports;  // from_tensors: what the manager points at
+  std::unique_ptr<PagedKVCacheManager> manager;
+  PagePool& page_pool() const { return manager->pool(); }
+};
+
+struct PackedData {
+  FlashInferPackedData data;
+  Framework framework = Framework::kNumpy;
+};
+
+struct Descriptor {
+  nb::object owner;  // the Manager or the Pool
+  Framework framework = Framework::kNumpy;
+  std::unique_ptr<CacheDescriptor> descriptor;
+};
+
+struct Attention {
+  nb::object owner;  // the Manager
+  Framework framework = Framework::kNumpy;
+  std::unique_ptr<BatchAttention> attention;
+  // Calls leave the GIL, so Python threads can meet here: many runs, or one plan.
+  mutable std::shared_mutex mutex;
+};
+
+// Each adds its classes to the module.
+void bind_pool(nb::module_& m);
+void bind_manager(nb::module_& m);
+void bind_packed_data(nb::module_& m);
+void bind_descriptor(nb::module_& m);
+void bind_attention(nb::module_& m);
+
+// A list of PageCopy (seqattn/_types.py), and a list of those or of plain pairs.
+nb::list from_page_copies(const std::vector<PageCopy>& copies);
+std::vector<PageCopy> to_page_copies(nb::handle copies);
+
+}  // namespace seqattn::python

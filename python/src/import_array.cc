@@ -1,0 +1,183 @@
+#include <cstddef>
+#include <string>
+
+#include "arguments.h"
+#include "arrays.h"
+#include "seqattn/dlpack.h"
+
+namespace seqattn::python {
+namespace {
+
+using ReadOnlyArray = nb::ndarray<nb::ro>;
+
+nb::object loaded_module(const char* name) {
+  const nb::str key(name);
+  nb::object module = nb::steal(PyImport_GetModule(key.ptr()));
+  if (!module.is_valid() && PyErr_Occurred() != nullptr) nb::raise_python_error();
+  return module;
+}
+
+bool is_instance_of(nb::handle object, const char* module_name, const char* type) {
+  const nb::object module = loaded_module(module_name);
+  return module.is_valid() && nb::hasattr(module, type) &&
+         nb::isinstance(object, nb::getattr(module, type));
+}
+
+bool is_jax_array(nb::handle object) {
+  const std::string module =
+      nb::cast<std::string>(nb::str(nb::getattr(object.type(), "__module__", nb::str(""))));
+  return module.starts_with("jax");
+}
+
+// DLPack and the buffer protocol do not carry numpy's bfloat16 (ml_dtypes), and torch's old
+// exporter no bool: these arrays go as the unsigned integers of the same bits.
+nb::object as_portable(nb::handle object) {
+  if (is_instance_of(object, "numpy", "ndarray")) {
+    const nb::object name = object.attr("dtype").attr("name");
+    if (nb::cast<std::string>(nb::str(name)) == "bfloat16") return object.attr("view")("uint16");
+  } else if (is_torch_tensor(object)) {
+    const nb::object torch = loaded_module("torch");
+    if (object.attr("dtype").is(torch.attr("bool"))) {
+      return object.attr("view")(torch.attr("uint8"));
+    }
+  }
+  return nb::borrow(object);
+}
+
+std::string dtype_name(nb::dlpack::dtype dtype) {
+  using Code = nb::dlpack::dtype_code;
+  const auto named = [&](const char* name) { return name + std::to_string(dtype.bits); };
+  switch (static_cast<Code>(dtype.code)) {
+    case Code::Int:
+      return named("int");
+    case Code::UInt:
+      return named("uint");
+    case Code::Float:
+      return named("float");
+    case Code::Bfloat:
+      return named("bfloat");
+    case Code::Complex:
+      return named("complex");
+    case Code::Bool:
+      return "bool";
+    default:
+      return "DLPack type code " + std::to_string(dtype.code);
+  }
+}
+
+[[noreturn]] void throw_no_array(nb::handle object, std::string_view name) {
+  throw_type_error(concat(name, ": got ", class_name(object),
+                          "; expected an array of numpy, torch, JAX, CuPy or any other that "
+                          "exports it by DLPack or the buffer protocol"));
+}
+
+ReadOnlyArray import_with(nb::handle object, std::string_view name, Access access) {
+  const nb::object portable = as_portable(object);
+  ReadOnlyArray array;
+  if (!nb::ndarray_check(portable)) throw_no_array(object, name);
+  if (access == Access::kRead) {
+    if (!nb::try_cast(portable, array, false)) throw_no_array(object, name);
+    return array;
+  }
+  nb::ndarray<> writable;
+  const bool imported = !is_jax_array(object) && nb::try_cast(portable, writable, false);
+  if (imported) return ReadOnlyArray(writable);
+  if (!nb::try_cast(portable, array, false)) throw_no_array(object, name);
+  throw InvalidArgumentError(
+      concat(name, ": got a read-only array; expected one that may be written"));
+}
+
+nb::dlpack::dltensor tensor_of(const ReadOnlyArray& array) {
+  nb::dlpack::dltensor tensor;
+  tensor.data = array.data_handle();
+  tensor.device = {array.device_type(), array.device_id()};
+  tensor.ndim = static_cast<std::int32_t>(array.ndim());
+  tensor.dtype = array.dtype();
+  tensor.shape = const_cast<std::int64_t*>(array.shape_ptr());
+  tensor.strides = const_cast<std::int64_t*>(array.stride_ptr());
+  tensor.byte_offset = array.byte_offset();
+  return tensor;
+}
+
+void append_row(const std::uint8_t* row, std::int64_t size, std::int64_t stride,
+                std::vector<std::uint8_t>& out) {
+  for (std::int64_t i = 0; i < size; ++i) out.push_back(row[i * stride]);
+}
+
+}  // namespace
+
+bool accepts_any(PyObject*) { return true; }
+bool is_torch_tensor(nb::handle object) { return is_instance_of(object, "torch", "Tensor"); }
+bool is_torch_dtype(nb::handle object) { return is_instance_of(object, "torch", "dtype"); }
+
+DType to_dtype(nb::handle dtype) {
+  std::string name;
+  if (is_torch_dtype(dtype)) {
+    name = nb::cast<std::string>(nb::str(dtype)).substr(std::string_view("torch.").size());
+  } else if (nb::isinstance<nb::str>(dtype)) {
+    name = nb::cast<std::string>(nb::str(dtype));
+  } else {
+    try {
+      const nb::object parsed = nb::module_::import_("numpy").attr("dtype")(dtype);
+      name = nb::cast<std::string>(nb::str(parsed.attr("name")));
+    } catch (nb::python_error& e) {
+      if (!e.matches(PyExc_TypeError)) throw;
+      throw_type_error(concat("dtype: got ", class_name(dtype),
+                              "; expected a torch or numpy dtype or a name such as \"float16\""));
+    }
+  }
+  if (name == "float32" || name == "float") return DType::kFloat32;
+  if (name == "float16" || name == "half") return DType::kFloat16;
+  if (name == "bfloat16") return DType::kBFloat16;
+  throw InvalidArgumentError(
+      concat("dtype: got ", name, "; expected float32, float16 or bfloat16"));
+}
+
+Import import_array(nb::handle object, std::string_view name, Access access) {
+  Import result{import_with(object, name, access), {}};
+  nb::dlpack::dltensor tensor = tensor_of(result.array);
+  if (tensor.dtype == nb::dtype<std::uint16_t>()) {
+    tensor.dtype.code = static_cast<std::uint8_t>(nb::dlpack::dtype_code::Bfloat);
+  }
+  using Code = nb::dlpack::dtype_code;
+  const auto code = static_cast<Code>(tensor.dtype.code);
+  const int bits = tensor.dtype.bits;
+  require(tensor.dtype.lanes == 1 && ((code == Code::Float && (bits == 32 || bits == 16)) ||
+                                      (code == Code::Bfloat && bits == 16)),
+          name, ": got ", dtype_name(result.array.dtype()),
+          "; expected float32, float16 or bfloat16 (its bits as uint16 will do)");
+  require(tensor.ndim >= 1 && tensor.ndim <= TensorView::kMaxRank, name, ": got ", tensor.ndim,
+          " dimensions; expected 1 to ", TensorView::kMaxRank);
+  result.view = from_dlpack(tensor, access == Access::kRead);
+  return result;
+}
+
+Import import_optional(nb::handle object, std::string_view name, Access access) {
+  return object.is_none() ? Import{} : import_array(object, name, access);
+}
+
+void append_mask(nb::handle object, std::string_view name, std::optional<MaskShape> expected,
+                 std::vector<std::uint8_t>& out) {
+  const ReadOnlyArray array = import_with(object, name, Access::kRead);
+  const bool is_byte =
+      array.dtype() == nb::dtype<bool>() || array.dtype() == nb::dtype<std::uint8_t>();
+  require(is_byte, name, ": got ", dtype_name(array.dtype()), "; expected bool or uint8");
+  require(array.device_type() == nb::device::cpu::value, name,
+          ": got data on a device; expected host memory: pass its host copy");
+  const auto* data = static_cast<const std::uint8_t*>(array.data());
+  if (!expected) {
+    require(array.ndim() == 1, name, ": got ", array.ndim(), " dimensions; expected 1");
+    append_row(data, static_cast<std::int64_t>(array.shape(0)), array.stride(0), out);
+    return;
+  }
+  const auto [rows, columns] = *expected;
+  require(array.ndim() == 2, name, ": got ", array.ndim(), " dimensions; expected [", rows, ", ",
+          columns, "]");
+  require(array.shape_ptr()[0] == rows && array.shape_ptr()[1] == columns, name, ": got [",
+          array.shape(0), ", ", array.shape(1), "]; expected [", rows, ", ", columns, "]");
+  for (std::int64_t i = 0; i < rows; ++i) {
+    append_row(data + i * array.stride(0), columns, array.stride(1), out);
+  }
+}
+
+}  // namespace seqattn::python

@@ -1,0 +1,80 @@
+#include <nanobind/stl/string.h>
+
+#include <algorithm>
+
+#include "arguments.h"
+#include "classes.h"
+
+namespace seqattn::python {
+namespace {
+
+using nb::literals::operator""_a;
+
+using Field = std::span<const std::int32_t> (FlashInferPackedData::*)() const noexcept;
+
+template <Field field>
+nb::object export_field(nb::handle_t<PackedData> handle) {
+  const auto& self = nb::cast<PackedData&>(handle);
+  return export_ints(self.framework, (self.data.*field)(), handle);
+}
+
+void init(PackedData* self, Ints indices, Ints indptr, Ints last_page_len) {
+  const bool torch =
+      is_torch_tensor(indices) || is_torch_tensor(indptr) || is_torch_tensor(last_page_len);
+  FlashInferPackedData data(to_ints<std::int32_t>(indices, "kv_page_indices"),
+                            to_ints<std::int32_t>(indptr, "kv_page_indptr"),
+                            to_ints<std::int32_t>(last_page_len, "kv_last_page_len"));
+  new (self) PackedData{std::move(data), torch ? Framework::kTorch : Framework::kNumpy};
+}
+
+bool equal(const FlashInferPackedData& a, const FlashInferPackedData& b) {
+  const auto same = [&](Field field) {
+    const auto x = (a.*field)(), y = (b.*field)();
+    return std::equal(x.begin(), x.end(), y.begin(), y.end());
+  };
+  return same(&FlashInferPackedData::kv_page_indices) &&
+         same(&FlashInferPackedData::kv_page_indptr) &&
+         same(&FlashInferPackedData::kv_last_page_len);
+}
+
+}  // namespace
+
+void bind_packed_data(nb::module_& m) {
+  nb::class_<PackedData> cls(
+      m, "FlashInferPackedData",
+      "A batch as CSR arrays, the form that paged attention kernels read. Immutable.\n\n"
+      "Made by CacheDescriptor.pack_for_flashinfer, or from arrays or lists in host memory. Raises "
+      "InvalidArgumentError unless kv_page_indptr starts at 0, never falls and ends at the number "
+      "of indices, and kv_last_page_len is positive where a row has pages and 0 where it has "
+      "none.");
+  cls.def("__init__", &init, "kv_page_indices"_a, "kv_page_indptr"_a, "kv_last_page_len"_a)
+      .def_prop_ro("kv_page_indices", &export_field<&FlashInferPackedData::kv_page_indices>,
+                   nb::sig("def kv_page_indices(self) -> typing.Any"),
+                   "int32 [total_pages]: the pages of row 0, then of row 1, ... A read-only numpy "
+                   "view, or a torch tensor of its own.")
+      .def_prop_ro("kv_page_indptr", &export_field<&FlashInferPackedData::kv_page_indptr>,
+                   nb::sig("def kv_page_indptr(self) -> typing.Any"),
+                   "int32 [batch_size + 1]: row i owns kv_page_indices[indptr[i]:indptr[i + 1]].")
+      .def_prop_ro("kv_last_page_len", &export_field<&FlashInferPackedData::kv_last_page_len>,
+                   nb::sig("def kv_last_page_len(self) -> typing.Any"),
+                   "int32 [batch_size]: tokens on the row's last page, 0 without pages.")
+      .def_prop_ro(
+          "batch_size", [](const PackedData& self) { return self.data.batch_size(); }, "Rows.")
+      .def(
+          "to_device",
+          [](const PackedData& self, nb::handle device, bool) {
+            return PackedData{self.data.to_device(to_device(device)), self.framework};
+          },
+          nb::arg("device").sig("typing.Any"), "non_blocking"_a = true,
+          "A copy for the device. Raises UnsupportedError where this build has no such device.")
+      .def(
+          "__eq__",
+          [](const PackedData& self, const PackedData& other) {
+            return equal(self.data, other.data);
+          },
+          nb::is_operator(), "Whether the three arrays hold the same.")
+      .def("__repr__", [](const PackedData& self) { return self.data.to_string(); });
+  cls.attr("__hash__") = nb::none();
+}
+
+}  // namespace seqattn::python
