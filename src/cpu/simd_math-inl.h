@@ -1,0 +1,129 @@
+// Vectors of float: loads and stores that convert, and 2^x. Compiled once for each target; include
+// it after hwy/highway.h.
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "hwy/highway.h"
+#include "seqattn/half.h"
+
+#if defined(SEQATTN_CPU_SIMD_MATH_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef SEQATTN_CPU_SIMD_MATH_INL_H_
+#undef SEQATTN_CPU_SIMD_MATH_INL_H_
+#else
+#define SEQATTN_CPU_SIMD_MATH_INL_H_
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace seqattn {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using FloatTag = hn::ScalableTag<float>;
+using Floats = hn::Vec<FloatTag>;
+inline constexpr FloatTag kFloatTag{};
+inline constexpr std::size_t kLanes = hn::MaxLanes(FloatTag());
+inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
+#undef SEQATTN_HAS_F16_CONVERSION
+#if HWY_TARGET == HWY_SSSE3 || HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SCALAR || \
+    HWY_TARGET == HWY_EMU128
+#define SEQATTN_HAS_F16_CONVERSION 0
+#else
+#define SEQATTN_HAS_F16_CONVERSION 1
+#endif
+
+using HalfTag = hn::Rebind<hwy::float16_t, FloatTag>;
+using BitsTag = hn::Rebind<std::uint16_t, FloatTag>;
+using WideBitsTag = hn::Rebind<std::uint32_t, FloatTag>;
+
+HWY_INLINE hn::Vec<WideBitsTag> load_bits(const void* from) {
+  return hn::PromoteTo(WideBitsTag(),
+                       hn::LoadU(BitsTag(), static_cast<const std::uint16_t*>(from)));
+}
+
+// kLanes elements at any address.
+HWY_INLINE Floats load(const float* from) { return hn::LoadU(kFloatTag, from); }
+
+HWY_INLINE Floats load(const hwy::bfloat16_t* from) {
+  return hn::BitCast(kFloatTag, hn::ShiftLeft<16>(load_bits(from)));
+}
+
+HWY_INLINE Floats load(const hwy::float16_t* from) {
+#if SEQATTN_HAS_F16_CONVERSION
+  return hn::PromoteTo(kFloatTag, hn::LoadU(HalfTag(), from));
+#else
+  // Highway's own emulation knows neither infinities nor NaN.
+  const WideBitsTag wide;
+  const auto bits = load_bits(from);
+  const auto magnitude = hn::ShiftLeft<13>(hn::And(bits, hn::Set(wide, 0x7fffu)));
+  const auto sign = hn::ShiftLeft<16>(hn::And(bits, hn::Set(wide, 0x8000u)));
+  const Floats scaled = hn::Mul(hn::BitCast(kFloatTag, magnitude), hn::Set(kFloatTag, 0x1p112f));
+  const Floats special = hn::BitCast(kFloatTag, hn::Or(magnitude, hn::Set(wide, 0x7f800000u)));
+  const auto is_special = hn::Ge(scaled, hn::Set(kFloatTag, 65536.0f));
+  return hn::Or(hn::IfThenElse(is_special, special, scaled), hn::BitCast(kFloatTag, sign));
+#endif
+}
+
+// count < kLanes elements; zeros in the other lanes.
+template <class T>
+HWY_INLINE Floats load_some(const T* from, std::size_t count) {
+  T padded[kLanes] = {};
+  std::memcpy(padded, from, count * sizeof(T));
+  return load(padded);
+}
+
+HWY_INLINE void store(Floats value, float* to) { hn::StoreU(value, kFloatTag, to); }
+
+// Both round to nearest even, as half.h does.
+HWY_INLINE void store(Floats value, hwy::bfloat16_t* to) {
+  float lanes[kLanes];
+  store(value, lanes);
+  for (std::size_t i = 0; i < kLanes; ++i) to[i].bits = to_bfloat16(lanes[i]);
+}
+
+HWY_INLINE void store(Floats value, hwy::float16_t* to) {
+#if SEQATTN_HAS_F16_CONVERSION
+  hn::StoreU(hn::DemoteTo(HalfTag(), value), HalfTag(), to);
+#else
+  float lanes[kLanes];
+  store(value, lanes);
+  for (std::size_t i = 0; i < kLanes; ++i) {
+    const std::uint16_t bits = to_float16(lanes[i]);
+    std::memcpy(to + i, &bits, sizeof bits);
+  }
+#endif
+}
+
+template <class T>
+HWY_INLINE void store_some(Floats value, T* to, std::size_t count) {
+  T padded[kLanes];
+  store(value, padded);
+  std::memcpy(to, padded, count * sizeof(T));
+}
+
+// 2^x for x <= 0, within 1.2e-7 of itself; exactly 0 below -126, so that -inf gives 0; NaN for NaN.
+// The polynomial is the minimax one of 2^f, f in [-0.5, 0.5], relative error 2e-9.
+HWY_INLINE Floats exp2(Floats x) {
+  const hn::RebindToSigned<FloatTag> ints;
+  const Floats lowest = hn::Set(kFloatTag, -126.0f);
+  const Floats whole = hn::Round(hn::Max(x, lowest));
+  const Floats f = hn::Sub(x, whole);
+  Floats p = hn::Set(kFloatTag, 1.53458022e-4f);
+  p = hn::MulAdd(p, f, hn::Set(kFloatTag, 1.33999309e-3f));
+  p = hn::MulAdd(p, f, hn::Set(kFloatTag, 9.61848907e-3f));
+  p = hn::MulAdd(p, f, hn::Set(kFloatTag, 5.55032864e-2f));
+  p = hn::MulAdd(p, f, hn::Set(kFloatTag, 2.40226462e-1f));
+  p = hn::MulAdd(p, f, hn::Set(kFloatTag, 6.93147182e-1f));
+  p = hn::MulAdd(p, f, hn::Set(kFloatTag, 1.0f));
+  const auto exponent = hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(ints, whole), hn::Set(ints, 127)));
+  return hn::IfThenZeroElse(hn::Lt(x, lowest), hn::Mul(p, hn::BitCast(kFloatTag, exponent)));
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace seqattn
+HWY_AFTER_NAMESPACE();
+
+#endif

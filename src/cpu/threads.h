@@ -1,0 +1,9 @@
+#pragma once
+
+namespace seqattn {
+
+// How many threads a parallel loop may ask OpenMP for: `requested`, or all that OpenMP offers where
+// that is 0. One in a child of fork(), where OpenMP's workers do not exist any more.
+int usable_threads(int requested) noexcept;
+
+}  // namespace seqattn
