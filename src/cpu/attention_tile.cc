@@ -28,6 +28,9 @@ constexpr float kLog2E = 1.44269504088896341f;
 constexpr int kTileTokens = 96;
 constexpr int kTokenStep = 12;
 
+// How far ahead, in pairs of query tile and token tile, keys and values are prefetched.
+constexpr int kStepsAhead = 2;
+
 alignas(64) constexpr std::byte kZeros[kMaxHeadDim * sizeof(float)] = {};
 
 std::size_t padded_dim(int dim) { return static_cast<std::size_t>(round_up(dim, kDimPadding)); }
@@ -47,42 +50,61 @@ struct ScoreShape {
   bool few() const { return num_rows <= kFewRows; }
 };
 
+// Row constants of one tile: as many floats as the widest score shape has lanes.
+constexpr std::size_t kRowFloats = kMaxTileRows + 16;
+
 // A thread's working memory, cut from one block.
 struct Scratch {
-  float* queries;  // few rows: [rows, dim]; else transposed: [dim, stride]
   float* keys;     // [tokens, dim]
   float* values;   // [tokens, dim_v]
   float* scores;   // [tokens, stride], then weights
-  float* max;      // [width], as the three that follow
-  float* sum;
-  float* rescale;
+  float* rescale;  // [width], as the two that follow
   float* first_visible;
   float* end_visible;
-  float* row;  // one query
+  float* row;       // [dim], one query
+  float* progress;  // of each tile
 
-  static constexpr std::size_t kRowFloats = kMaxTileRows + 16;
-  static std::size_t num_floats(const AttentionShape& shape) {
-    return kRowFloats * (padded_dim(shape.head_dim) + 5) + padded_dim(shape.head_dim) +
-           kTileTokens * (padded_dim(shape.head_dim) + padded_dim(shape.head_dim_v) + kRowFloats) +
-           kRowFloats;
-  }
   Scratch(const AttentionShape& shape, float* memory) {
-    const auto take = [&](std::size_t count) HWY_ATTR {
-      float* taken = memory;
+    const auto take = [&memory](std::size_t count) {
+      float* const taken = memory;
       memory += count;
       return taken;
     };
-    const std::size_t dim = padded_dim(shape.head_dim);
-    queries = take(kRowFloats * dim);
-    keys = take(kTileTokens * dim);
+    keys = take(kTileTokens * padded_dim(shape.head_dim));
     values = take(kTileTokens * padded_dim(shape.head_dim_v));
-    max = take(kRowFloats);
-    sum = take(kRowFloats);
+    scores = take((kTileTokens + 1) * kRowFloats);  // one token more: rows are read in sixes
     rescale = take(kRowFloats);
     first_visible = take(kRowFloats);
     end_visible = take(kRowFloats);
-    row = take(dim);
-    scores = take(kTileTokens * kRowFloats + kRowFloats);
+    row = take(padded_dim(shape.head_dim));
+    progress = memory;
+  }
+  // For one tile of any size, or several of few rows.
+  static std::size_t num_floats(const AttentionShape& shape, int max_tiles) {
+    const std::size_t dim = padded_dim(shape.head_dim);
+    const std::size_t shared =
+        kTileTokens * (dim + padded_dim(shape.head_dim_v)) + (kTileTokens + 4) * kRowFloats + dim;
+    return shared + std::max(kRowFloats * (dim + 2), max_tiles * (kFewRows * dim + 2 * kLanes));
+  }
+};
+
+// One query tile on its way through the keys.
+struct TileProgress {
+  const QueryTile& tile;
+  float* queries;  // few rows: [stride, dim]; else transposed: [dim, stride]
+  float* max;      // [width]
+  float* sum;      // [width]
+  float* out;      // [rows, dim_v]
+
+  TileProgress(const AttentionShape& shape, const ScoreShape& scores, const QueryTile& query_tile,
+               float* memory, SoftmaxState state)
+      : tile(query_tile),
+        queries(memory),
+        max(queries + scores.stride * padded_dim(shape.head_dim)),
+        sum(max + scores.width),
+        out(state.out) {}
+  static std::size_t num_floats(const AttentionShape& shape, const ScoreShape& scores) {
+    return scores.stride * padded_dim(shape.head_dim) + 2 * scores.width;
   }
 };
 
@@ -126,26 +148,27 @@ void load_row(const T* from, std::size_t dim, float scale, float* to) {
 // Queries times the factor that makes q . k a logit in base 2 (with a soft cap: the argument of
 // tanh).
 template <class T>
-void load_queries(const AttentionCall& call, const QueryTile& tile, const ScoreShape& shape,
+void load_queries(const AttentionCall& call, const TileProgress& progress, const ScoreShape& shape,
                   const Scratch& scratch) {
+  const QueryTile& tile = progress.tile;
   const int group = call.shape.group_size();
   const std::size_t dim = call.shape.head_dim;
   const std::size_t stride = padded_dim(call.shape.head_dim);
   const float cap = call.shape.logits_soft_cap;
   const float scale = call.shape.sm_scale * (cap > 0 ? 1 / cap : kLog2E);
-  std::fill_n(scratch.queries, shape.stride * stride, 0.0f);
+  std::fill_n(progress.queries, shape.stride * stride, 0.0f);
   for (int r = 0; r < tile.num_rows; ++r) {
     const std::int64_t token = tile.row.q_begin + (tile.first_row + r) / group;
     const std::int64_t head = tile.kv_head * group + (tile.first_row + r) % group;
     const std::int64_t offset = token * call.q.strides[0] + head * call.q.strides[1];
-    float* row = shape.few() ? scratch.queries + r * stride : scratch.row;
+    float* row = shape.few() ? progress.queries + r * stride : scratch.row;
     if (call.q.dtype == DType::kFloat32) {
       load_row(static_cast<const float*>(call.q.data) + offset, dim, scale, row);
     } else {
       load_row(static_cast<const T*>(call.q.data) + offset, dim, scale, row);
     }
     if (shape.few()) continue;
-    for (std::size_t d = 0; d < dim; ++d) scratch.queries[d * shape.stride + r] = row[d];
+    for (std::size_t d = 0; d < dim; ++d) progress.queries[d * shape.stride + r] = row[d];
   }
 }
 
@@ -166,13 +189,14 @@ bool load_tokens(const std::byte* const* tokens, const std::byte* const* next, i
 }
 
 template <class T>
-void compute_scores(const AttentionCall& call, const ScoreShape& shape, const TokenTile& tokens,
-                    const TokenTile& next, const Scratch& scratch) {
+void compute_scores(const AttentionCall& call, const TileProgress& progress,
+                    const ScoreShape& shape, const TokenTile& tokens, const TokenTile& next,
+                    const Scratch& scratch) {
   const std::size_t dim = call.shape.head_dim;
   const std::size_t stride = padded_dim(call.shape.head_dim);
   if (shape.few() && dim % kLanes == 0) {
     const TokenRows<T> keys{tokens.keys.data(), next.keys.data()};
-    dot_tokens(keys, tokens.padded_count, scratch.queries, shape.num_rows, stride, dim,
+    dot_tokens(keys, tokens.padded_count, progress.queries, shape.num_rows, stride, dim,
                scratch.scores, shape.stride);
     return;
   }
@@ -182,12 +206,12 @@ void compute_scores(const AttentionCall& call, const ScoreShape& shape, const To
     for (int t = 0; t < kTileTokens; ++t) {
       rows[t] = reinterpret_cast<const std::byte*>(scratch.keys + t * stride);
     }
-    dot_tokens(TokenRows<float>{rows.data(), rows.data()}, tokens.padded_count, scratch.queries,
+    dot_tokens(TokenRows<float>{rows.data(), rows.data()}, tokens.padded_count, progress.queries,
                shape.num_rows, stride, stride, scratch.scores, shape.stride);
     return;
   }
   multiply<6, false>({scratch.keys, stride, 1}, tokens.padded_count,
-                     DenseRows{scratch.queries, shape.stride}, shape.stride, dim, false,
+                     DenseRows{progress.queries, shape.stride}, shape.stride, dim, false,
                      scratch.scores, shape.stride);
 }
 
@@ -262,11 +286,12 @@ void share_max(const ScoreShape& shape, float* max) {
 
 // One step of the online softmax (Milakov & Gimelshein 2018): scores become weights, and `rescale`
 // what earlier sums have to be multiplied by. A sum stays one per lane until the end.
-void update_softmax(const ScoreShape& shape, int num_tokens, const Scratch& scratch) {
+void update_softmax(const TileProgress& progress, const ScoreShape& shape, int num_tokens,
+                    const Scratch& scratch) {
   const std::size_t num_scores = num_tokens * shape.stride;
   float* next_max = scratch.rescale;
   for (std::size_t c = 0; c < shape.width; c += kLanes) {
-    Floats max = load(scratch.max + c);
+    Floats max = load(progress.max + c);
     for (std::size_t i = c; i < num_scores; i += shape.width) {
       max = hn::Max(load(scratch.scores + i), max);
     }
@@ -278,15 +303,15 @@ void update_softmax(const ScoreShape& shape, int num_tokens, const Scratch& scra
     // A row that has seen nothing subtracts 0, so that -inf - max is no NaN.
     const auto seen_none = hn::Eq(max, hn::Set(kFloatTag, kMinusInfinity));
     const Floats subtracted = hn::IfThenZeroElse(seen_none, max);
-    const Floats rescale = exp2(hn::Sub(load(scratch.max + c), subtracted));
-    Floats sum = hn::Mul(load(scratch.sum + c), rescale);
+    const Floats rescale = exp2(hn::Sub(load(progress.max + c), subtracted));
+    Floats sum = hn::Mul(load(progress.sum + c), rescale);
     for (std::size_t i = c; i < num_scores; i += shape.width) {
       const Floats weight = exp2(hn::Sub(load(scratch.scores + i), subtracted));
       store(weight, scratch.scores + i);
       sum = hn::Add(sum, weight);
     }
-    store(sum, scratch.sum + c);
-    store(max, scratch.max + c);
+    store(sum, progress.sum + c);
+    store(max, progress.max + c);
     store(rescale, scratch.rescale + c);
   }
 }
@@ -324,48 +349,72 @@ void accumulate_values(const AttentionCall& call, const ScoreShape& shape, const
   product(weights, shape.num_rows, values, stride, tokens.padded_count, true, out, stride);
 }
 
-void finish_state(const ScoreShape& shape, const Scratch& scratch, SoftmaxState state) {
+void finish_state(const TileProgress& progress, const ScoreShape& shape, SoftmaxState state) {
   for (int r = 0; r < shape.num_rows; ++r) {
-    state.max[r] = scratch.max[r];
+    state.max[r] = progress.max[r];
     state.sum[r] = 0;
     for (std::size_t lane = r; lane < shape.width; lane += shape.stride) {
-      state.sum[r] += scratch.sum[lane];
+      state.sum[r] += progress.sum[lane];
     }
   }
 }
 
 template <class T>
-void attend(const AttentionCall& call, const QueryTile& tile, KVRange kv, float* memory,
-            SoftmaxState state) {
-  const ScoreShape shape(tile.num_rows);
-  const Scratch scratch(call.shape, memory);
-  const std::size_t out_stride = padded_dim(call.shape.head_dim_v);
-  load_queries<T>(call, tile, shape, scratch);
-  std::fill_n(scratch.max, shape.width, kMinusInfinity);
-  std::fill_n(scratch.sum, shape.width, 0.0f);
-  std::fill_n(state.out, tile.num_rows * out_stride, 0.0f);
+void start_tile(const AttentionCall& call, const TileProgress& progress, const ScoreShape& shape,
+                const Scratch& scratch) {
+  load_queries<T>(call, progress, shape, scratch);
+  std::fill_n(progress.max, shape.width, kMinusInfinity);
+  std::fill_n(progress.sum, shape.width, 0.0f);
+  std::fill_n(progress.out, shape.num_rows * padded_dim(call.shape.head_dim_v), 0.0f);
+}
 
-  TokenTile buffers[2];
-  if (!kv.empty()) locate_tokens(call, tile, kv.begin, kv.end, buffers[0]);
-  int turn = 0;
-  for (std::int64_t begin = kv.begin; begin < kv.end; begin += kTileTokens, turn ^= 1) {
-    const TokenTile& tokens = buffers[turn];
-    const bool more = begin + kTileTokens < kv.end;
-    if (more) locate_tokens(call, tile, begin + kTileTokens, kv.end, buffers[turn ^ 1]);
-    const TokenTile& next = more ? buffers[turn ^ 1] : tokens;
-
-    compute_scores<T>(call, shape, tokens, next, scratch);
-    if (call.shape.logits_soft_cap > 0) {
-      cap_scores(call, shape, tokens.padded_count, scratch.scores);
-    }
-    const bool all_visible = sees_everything(call, tile, tokens);
-    if (!all_visible) hide_by_position(call, tile, shape, tokens, scratch);
-    if (!call.plan.mask.empty()) hide_by_mask(call, tile, shape, tokens, scratch.scores);
-    update_softmax(shape, tokens.padded_count, scratch);
-    rescale_out(shape, scratch, out_stride, state.out);
-    accumulate_values<T>(call, shape, tokens, next, all_visible, scratch, state.out);
+// One query tile meets one tile of tokens; those of `next` are prefetched.
+template <class T>
+void attend_tokens(const AttentionCall& call, const TileProgress& progress, const ScoreShape& shape,
+                   const TokenTile& tokens, const TokenTile& next, const Scratch& scratch) {
+  const QueryTile& tile = progress.tile;
+  compute_scores<T>(call, progress, shape, tokens, next, scratch);
+  if (call.shape.logits_soft_cap > 0) {
+    cap_scores(call, shape, tokens.padded_count, scratch.scores);
   }
-  finish_state(shape, scratch, state);
+  const bool all_visible = sees_everything(call, tile, tokens);
+  if (!all_visible) hide_by_position(call, tile, shape, tokens, scratch);
+  if (!call.plan.mask.empty()) hide_by_mask(call, tile, shape, tokens, scratch.scores);
+  update_softmax(progress, shape, tokens.padded_count, scratch);
+  rescale_out(shape, scratch, padded_dim(call.shape.head_dim_v), progress.out);
+  accumulate_values<T>(call, shape, tokens, next, all_visible, scratch, progress.out);
+}
+
+// Tokens outside, heads inside: the heads' keys and values lie side by side in a page.
+template <class T>
+void attend(const AttentionCall& call, std::span<const QueryTile> tiles, KVRange kv, float* memory,
+            std::span<const SoftmaxState> states) {
+  const ScoreShape shape(tiles[0].num_rows);
+  const Scratch scratch(call.shape, memory);
+  const auto progress = [&](std::size_t i) HWY_ATTR {
+    return TileProgress(call.shape, shape, tiles[i],
+                        scratch.progress + i * TileProgress::num_floats(call.shape, shape),
+                        states[i]);
+  };
+  for (std::size_t i = 0; i < tiles.size(); ++i) start_tile<T>(call, progress(i), shape, scratch);
+
+  const std::int64_t num_heads = static_cast<std::int64_t>(tiles.size());
+  const std::int64_t num_steps = (kv.end - kv.begin + kTileTokens - 1) / kTileTokens * num_heads;
+  TokenTile ring[kStepsAhead + 1];
+  const auto located = [&](std::int64_t step)
+                           HWY_ATTR -> TokenTile& { return ring[step % (kStepsAhead + 1)]; };
+  const auto locate = [&](std::int64_t step) HWY_ATTR {
+    if (step >= num_steps) return;
+    locate_tokens(call, tiles[step % num_heads], kv.begin + step / num_heads * kTileTokens, kv.end,
+                  located(step));
+  };
+  for (int step = 0; step < kStepsAhead; ++step) locate(step);
+  for (std::int64_t step = 0; step < num_steps; ++step) {
+    locate(step + kStepsAhead);
+    const TokenTile& next = located(std::min(step + kStepsAhead, num_steps - 1));
+    attend_tokens<T>(call, progress(step % num_heads), shape, located(step), next, scratch);
+  }
+  for (std::size_t i = 0; i < tiles.size(); ++i) finish_state(progress(i), shape, states[i]);
 }
 
 template <class T>
@@ -430,8 +479,8 @@ void store_tile(const AttentionCall& call, const QueryTile& tile,
   }
 }
 
-std::int64_t num_scratch_floats(const AttentionShape& shape) {
-  return static_cast<std::int64_t>(Scratch::num_floats(shape));
+std::int64_t num_scratch_floats(const AttentionShape& shape, int max_tiles) {
+  return static_cast<std::int64_t>(Scratch::num_floats(shape, max_tiles));
 }
 
 template <class T>

@@ -12,9 +12,6 @@
 // them; cpu_attention.cc calls them.
 namespace seqattn {
 
-// Up to so many query rows a tile is worked on without unpacking keys and values first.
-inline constexpr int kFewRows = 8;
-
 // One run: everything that its work items share.
 struct AttentionCall {
   const AttentionShape& shape;
@@ -59,11 +56,12 @@ struct SoftmaxState {
 };
 
 struct TileFunctions {
-  // Working memory of attend, in floats.
-  std::int64_t (*num_scratch_floats)(const AttentionShape& shape);
-  // The state of the tile's queries over the keys of `kv`.
-  void (*attend)(const AttentionCall& call, const QueryTile& tile, KVRange kv, float* scratch,
-                 SoftmaxState state);
+  // Working memory of attend, in floats, for at most so many tiles at once.
+  std::int64_t (*num_scratch_floats)(const AttentionShape& shape, int max_tiles);
+  // states[i] <- the softmax of tiles[i]'s queries over the keys of `kv`. Tiles are heads of the
+  // same query rows, of at most kFewRows where they are several.
+  void (*attend)(const AttentionCall& call, std::span<const QueryTile> tiles, KVRange kv,
+                 float* scratch, std::span<const SoftmaxState> states);
   // Merges the states of a tile's chunks in order, divides, and writes out and lse.
   void (*store)(const AttentionCall& call, const QueryTile& tile,
                 std::span<const SoftmaxState> parts);

@@ -20,28 +20,67 @@ std::int64_t chunk_tokens(std::int64_t num_tokens, std::int64_t num_rows) {
                   ceil_div(ceil_div(num_tokens, kMaxChunks), kMinChunkTokens) * kMinChunkTokens);
 }
 
-KVRange tile_keys(const AttentionShape& shape, const QueryTile& tile) {
+// What the tiles of some query rows, one for each head, have in common.
+struct TileRows {
+  std::int64_t first = 0;
+  int count = 0;
+  KVRange kv;
+  std::int64_t chunk = 0;  // in tokens
+
+  int num_chunks() const {
+    return static_cast<int>(std::max<std::int64_t>(1, ceil_div(kv.end - kv.begin, chunk)));
+  }
+};
+
+std::vector<TileRows> cut_rows(const AttentionShape& shape, const AttentionRow& row) {
   const int group = shape.group_size();
-  const KVRange first = visible_keys(shape, tile.row, tile.first_row / group);
-  const KVRange last = visible_keys(shape, tile.row, (tile.first_row + tile.num_rows - 1) / group);
-  return {first.begin, std::max(first.begin, last.end)};
+  const std::int64_t num_rows = row.q_len * group;
+  std::vector<TileRows> pieces;
+  for (std::int64_t first = 0; first < num_rows; first += kMaxTileRows) {
+    const std::int64_t end = std::min(first + kMaxTileRows, num_rows);
+    const std::int64_t begin_key = visible_keys(shape, row, first / group).begin;
+    const std::int64_t end_key = visible_keys(shape, row, (end - 1) / group).end;
+    const KVRange kv{begin_key, std::max(begin_key, end_key)};
+    pieces.push_back(
+        {first, static_cast<int>(end - first), kv, chunk_tokens(kv.end - kv.begin, num_rows)});
+  }
+  return pieces;
 }
 
-void add_items(AttentionWork& work, std::int64_t tile_index, KVRange kv, std::int64_t chunk) {
-  QueryTile& tile = work.tiles[tile_index];
-  tile.first_item = static_cast<std::int64_t>(work.items.size());
-  tile.num_items = static_cast<int>(std::max<std::int64_t>(1, ceil_div(kv.end - kv.begin, chunk)));
-  const bool split = tile.num_items > 1;
-  for (int i = 0; i < tile.num_items; ++i) {
-    const std::int64_t begin = kv.begin + i * chunk;
-    work.items.push_back({.tile = tile_index,
-                          .kv = {begin, std::min(begin + chunk, kv.end)},
-                          .partial = split ? work.num_partials++ : -1});
+// Two items a thread, of equal length, keep threads busy; beyond that heads stay together.
+int heads_per_item(std::int64_t num_chunks, int num_heads, int num_threads) {
+  if (num_threads == 1) return num_heads;
+  const std::int64_t pieces = ceil_div(2 * num_threads, num_chunks);
+  return static_cast<int>(ceil_div(num_heads, std::min<std::int64_t>(pieces, num_heads)));
+}
+
+void add_tiles(AttentionWork& work, const AttentionRow& row, const TileRows& rows) {
+  const int num_chunks = rows.num_chunks();
+  for (int head = row.kv_head_begin; head < row.kv_head_end; ++head) {
+    if (num_chunks > 1) work.split_tiles.push_back(static_cast<std::int64_t>(work.tiles.size()));
+    work.tiles.push_back({.row = row,
+                          .kv_head = head,
+                          .first_row = rows.first,
+                          .num_rows = rows.count,
+                          .num_chunks = num_chunks,
+                          .first_partial = work.num_partials});
+    if (num_chunks > 1) work.num_partials += num_chunks;
   }
-  work.max_rows = std::max(work.max_rows, tile.num_rows);
-  if (split) {
-    work.split_tiles.push_back(tile_index);
-    work.max_partial_rows = std::max(work.max_partial_rows, tile.num_rows);
+  work.max_rows = std::max(work.max_rows, rows.count);
+  if (num_chunks > 1) work.max_partial_rows = std::max(work.max_partial_rows, rows.count);
+}
+
+void add_items(AttentionWork& work, std::int64_t first_tile, const TileRows& rows,
+               int heads_at_once) {
+  const auto end_tile = static_cast<std::int64_t>(work.tiles.size());
+  for (int chunk = 0; chunk < rows.num_chunks(); ++chunk) {
+    const std::int64_t begin = rows.kv.begin + chunk * rows.chunk;
+    const KVRange kv{begin, std::min(begin + rows.chunk, rows.kv.end)};
+    for (std::int64_t tile = first_tile; tile < end_tile; tile += heads_at_once) {
+      const auto count = static_cast<int>(std::min<std::int64_t>(heads_at_once, end_tile - tile));
+      work.items.push_back({tile, count, chunk, kv});
+      work.max_tiles = std::max(work.max_tiles, count);
+    }
   }
 }
 
@@ -56,20 +95,24 @@ KVRange visible_keys(const AttentionShape& shape, const AttentionRow& row, std::
   return {std::min(begin, row.kv_len), end};
 }
 
-AttentionWork cut_work(const AttentionShape& shape, const std::vector<AttentionRow>& rows) {
-  AttentionWork work;
+AttentionWork cut_work(const AttentionShape& shape, const std::vector<AttentionRow>& rows,
+                       int num_threads) {
+  std::vector<std::vector<TileRows>> pieces;
+  std::int64_t num_chunks = 0;
   for (const AttentionRow& row : rows) {
-    const std::int64_t num_rows = row.q_len * shape.group_size();
-    // Heads of one stretch of tokens follow one another, since they lie in the same pages.
-    for (std::int64_t first = 0; first < num_rows; first += kMaxTileRows) {
-      for (int head = row.kv_head_begin; head < row.kv_head_end; ++head) {
-        QueryTile tile{.row = row, .kv_head = head, .first_row = first};
-        tile.num_rows = static_cast<int>(std::min<std::int64_t>(kMaxTileRows, num_rows - first));
-        const KVRange kv = tile_keys(shape, tile);
-        work.tiles.push_back(tile);
-        add_items(work, static_cast<std::int64_t>(work.tiles.size()) - 1, kv,
-                  chunk_tokens(kv.end - kv.begin, num_rows));
-      }
+    pieces.push_back(cut_rows(shape, row));
+    for (const TileRows& tile_rows : pieces.back()) num_chunks += tile_rows.num_chunks();
+  }
+  AttentionWork work;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const int num_heads = rows[i].kv_head_end - rows[i].kv_head_begin;
+    if (num_heads == 0) continue;
+    for (const TileRows& tile_rows : pieces[i]) {
+      const auto first_tile = static_cast<std::int64_t>(work.tiles.size());
+      add_tiles(work, rows[i], tile_rows);
+      const bool few = tile_rows.count <= kFewRows;
+      add_items(work, first_tile, tile_rows,
+                few ? heads_per_item(num_chunks, num_heads, num_threads) : 1);
     }
   }
   return work;

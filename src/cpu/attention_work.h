@@ -13,6 +13,9 @@ namespace seqattn {
 // group: "query row" r is token r / group_size, head r % group_size of the group.
 inline constexpr int kMaxTileRows = 96;
 
+// Up to so many query rows a tile waits for memory rather than for arithmetic.
+inline constexpr int kFewRows = 8;
+
 // A tile's keys are split over at most so many items.
 inline constexpr int kMaxChunks = 32;
 
@@ -24,36 +27,42 @@ struct KVRange {
 };
 
 // Query rows [first_row, first_row + num_rows) of one KV head of one row. They share every key and
-// value that is read.
+// value that is read. Tiles of the same query rows, head by head, follow one another.
 struct QueryTile {
   AttentionRow row;
   int kv_head = 0;
   std::int64_t first_row = 0;
   int num_rows = 0;
-  std::int64_t first_item = 0;  // its KV chunks are items [first_item, first_item + num_items)
-  int num_items = 0;
+  int num_chunks = 0;
+  std::int64_t first_partial = 0;  // of num_chunks partial results, where there is more than one
 };
 
-// One query tile against one KV chunk: what a thread takes at a time.
+// What a thread takes at a time: one KV chunk for some neighbouring heads. How many heads changes
+// nothing but the order of work: pages hold the heads side by side, so that few query rows, which
+// have to wait for memory, do best to take them together.
 struct WorkItem {
-  std::int64_t tile = 0;
+  std::int64_t first_tile = 0;
+  int num_tiles = 0;
+  int chunk = 0;
   KVRange kv;
-  std::int64_t partial = -1;  // where the state goes until the chunks are merged; -1: only chunk
 };
 
 struct AttentionWork {
   std::vector<QueryTile> tiles;
   std::vector<WorkItem> items;
-  std::vector<std::int64_t> split_tiles;  // tiles of several items, to be merged after them
+  std::vector<std::int64_t> split_tiles;  // those of several chunks, to be merged after the items
   std::int64_t num_partials = 0;
+  int max_tiles = 0;         // of an item
   int max_rows = 0;          // of a tile
-  int max_partial_rows = 0;  // of a tile that is split
+  int max_partial_rows = 0;  // of a tile of several chunks
 };
 
 // Keys that one query may see by position; `causal`, `window_left` as in AttentionOptions.
 KVRange visible_keys(const AttentionShape& shape, const AttentionRow& row, std::int64_t token);
 
-// O(items).
-AttentionWork cut_work(const AttentionShape& shape, const std::vector<AttentionRow>& rows);
+// Tiles and chunks depend on a row alone; the number of heads to an item also on the threads that
+// there are to keep busy. O(items).
+AttentionWork cut_work(const AttentionShape& shape, const std::vector<AttentionRow>& rows,
+                       int num_threads);
 
 }  // namespace seqattn

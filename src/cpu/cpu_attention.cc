@@ -71,7 +71,7 @@ class CpuAttention final : public AttentionKernel {
   std::string_view name() const noexcept override { return name_; }
 
   void plan(const AttentionPlan& plan, Stream) override {
-    work_ = cut_work(shape_, plan.rows);
+    work_ = cut_work(shape_, plan.rows, usable_threads(shape_.num_threads));
     plan_ = &plan;
   }
 
@@ -87,7 +87,13 @@ class CpuAttention final : public AttentionKernel {
   std::int64_t state_floats(int rows) const {
     return round_up(SoftmaxState::num_floats(rows, shape_.head_dim_v), kAlignedFloats);
   }
-  void merge_tile(const AttentionCall& call, const QueryTile& tile, float* partials) const;
+  SoftmaxState partial(float* partials, const QueryTile& tile, int chunk) const {
+    return {partials + (tile.first_partial + chunk) * state_floats(work_.max_partial_rows),
+            tile.num_rows};
+  }
+  void attend(const AttentionCall& call, const WorkItem& item, float* own, float* scratch,
+              float* partials, std::vector<SoftmaxState>& states) const;
+  void merge(const AttentionCall& call, const QueryTile& tile, float* partials) const;
 
   AttentionShape shape_;
   std::string name_;
@@ -96,15 +102,26 @@ class CpuAttention final : public AttentionKernel {
   AttentionWork work_;
 };
 
-void CpuAttention::merge_tile(const AttentionCall& call, const QueryTile& tile,
-                              float* partials) const {
-  const std::int64_t size = state_floats(work_.max_partial_rows);
-  std::array<SoftmaxState, kMaxChunks> parts;
-  for (int i = 0; i < tile.num_items; ++i) {
-    const WorkItem& item = work_.items[tile.first_item + i];
-    parts[i] = SoftmaxState(partials + item.partial * size, tile.num_rows);
+// `own` holds the states of tiles that this item finishes, `partials` the others.
+void CpuAttention::attend(const AttentionCall& call, const WorkItem& item, float* own,
+                          float* scratch, float* partials,
+                          std::vector<SoftmaxState>& states) const {
+  const auto tiles = std::span(work_.tiles).subspan(item.first_tile, item.num_tiles);
+  const std::int64_t size = state_floats(work_.max_rows);
+  for (int i = 0; i < item.num_tiles; ++i) {
+    states[i] = tiles[i].num_chunks > 1 ? partial(partials, tiles[i], item.chunk)
+                                        : SoftmaxState(own + i * size, tiles[i].num_rows);
   }
-  functions_.store(call, tile, std::span(parts).first(tile.num_items));
+  functions_.attend(call, tiles, item.kv, scratch, std::span(states).first(tiles.size()));
+  for (int i = 0; i < item.num_tiles; ++i) {
+    if (tiles[i].num_chunks == 1) functions_.store(call, tiles[i], std::span(&states[i], 1));
+  }
+}
+
+void CpuAttention::merge(const AttentionCall& call, const QueryTile& tile, float* partials) const {
+  std::array<SoftmaxState, kMaxChunks> parts;
+  for (int i = 0; i < tile.num_chunks; ++i) parts[i] = partial(partials, tile, i);
+  functions_.store(call, tile, std::span(parts).first(tile.num_chunks));
 }
 
 void CpuAttention::run(std::span<const Plane> planes, const TensorView& q, const TensorView& out,
@@ -117,29 +134,26 @@ void CpuAttention::run(std::span<const Plane> planes, const TensorView& q, const
 
   // All memory comes before the threads: an exception could not leave them.
   thread_local Workspace workspace;
-  const std::int64_t scratch_size = round_up(functions_.num_scratch_floats(shape_), kAlignedFloats);
-  const std::int64_t thread_size = scratch_size + state_floats(work_.max_rows);
-  const std::int64_t partial_size = state_floats(work_.max_partial_rows);
-  float* const scratch =
-      workspace.reserve(num_threads * thread_size + work_.num_partials * partial_size);
-  float* const partials = scratch + num_threads * thread_size;
+  const std::int64_t scratch_size =
+      round_up(functions_.num_scratch_floats(shape_, work_.max_tiles), kAlignedFloats);
+  const std::int64_t thread_size = scratch_size + work_.max_tiles * state_floats(work_.max_rows);
+  float* const memory = workspace.reserve(
+      num_threads * thread_size + work_.num_partials * state_floats(work_.max_partial_rows));
+  float* const partials = memory + num_threads * thread_size;
+  std::vector<std::vector<SoftmaxState>> states(num_threads,
+                                                std::vector<SoftmaxState>(work_.max_tiles));
 
 #pragma omp parallel num_threads(num_threads) if (num_threads > 1)
   {
-    float* const own = scratch + omp_get_thread_num() * thread_size;
+    const int thread = omp_get_thread_num();
+    float* const scratch = memory + thread * thread_size;
 #pragma omp for schedule(dynamic, 1)
     for (std::int64_t i = 0; i < num_items; ++i) {
-      const WorkItem& item = work_.items[i];
-      const QueryTile& tile = work_.tiles[item.tile];
-      float* const memory =
-          item.partial < 0 ? own + scratch_size : partials + item.partial * partial_size;
-      const SoftmaxState state(memory, tile.num_rows);
-      functions_.attend(call, tile, item.kv, own, state);
-      if (item.partial < 0) functions_.store(call, tile, std::span(&state, 1));
+      attend(call, work_.items[i], scratch + scratch_size, scratch, partials, states[thread]);
     }
 #pragma omp for schedule(dynamic, 1)
     for (std::int64_t i = 0; i < num_split; ++i) {
-      merge_tile(call, work_.tiles[work_.split_tiles[i]], partials);
+      merge(call, work_.tiles[work_.split_tiles[i]], partials);
     }
   }
 }
