@@ -7,8 +7,8 @@ from ._core import (
     HeadIDGenerator,
     PagedKVCacheManager,
     PagePool,
-    __version__,
     merge_states,
+    version,
 )
 from ._errors import (
     BackendError,
@@ -19,6 +19,8 @@ from ._errors import (
     UnsupportedError,
 )
 from ._types import Admission, PageCopy, SequenceData, Stats
+
+__version__ = version()
 
 __all__ = [
     "Admission",

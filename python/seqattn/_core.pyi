@@ -1,0 +1,434 @@
+"""
+The C++ library seqattn as a Python module; use it through the package seqattn.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, SupportsIndex
+
+import numpy
+import numpy.typing
+
+import seqattn._types
+
+
+def version() -> str:
+    """The version of the C++ library."""
+
+class FreePages:
+    """The free pages of a pool, front first: a live, read-only sequence."""
+
+    def __len__(self) -> int: ...
+
+    def __contains__(self, page: SupportsIndex) -> bool: ...
+
+    def __getitem__(self, index: SupportsIndex) -> int: ...
+
+    def __iter__(self) -> Iterator[int]: ...
+
+    def index(self, page: SupportsIndex) -> int:
+        """The position of a page. Raises ValueError for one that is not free."""
+
+    def __repr__(self) -> str: ...
+
+class PagePool:
+    """
+    The free list and the reference counts of a fixed set of pages, without storage.
+
+    Pages are handed out first in, first out, from page 0. Raises InvalidArgumentError unless 0 <= num_pages < 2**31 and page_size >= 1.
+    """
+
+    def __init__(self, num_pages: SupportsIndex, page_size: SupportsIndex = 16) -> None: ...
+
+    @property
+    def num_pages(self) -> int:
+        """Pages of the pool."""
+
+    @property
+    def page_size(self) -> int:
+        """Tokens a page."""
+
+    @property
+    def available_pages_count(self) -> int:
+        """Pages that are free."""
+
+    @property
+    def free_pages(self) -> FreePages:
+        """The free pages, front first: a live, read-only sequence."""
+
+    @property
+    def ref_count(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        int32 [num_pages]: references of each page, 0 = free. A live, read-only view.
+        """
+
+    def allocate(self, num_pages: SupportsIndex) -> list[int]:
+        """
+        Takes pages from the front of the free list, each with a count of 1.
+
+        Raises InvalidArgumentError for a negative number, NoPageError when fewer are free.
+        """
+
+    def ref(self, page_indices: Iterable[int]) -> None:
+        """
+        Adds one reference for every listed page; a page listed twice counts twice.
+
+        Raises InvalidArgumentError, having changed nothing, for a free or unknown page.
+        """
+
+    def unref(self, page_indices: Iterable[int]) -> None:
+        """
+        Drops one reference for every listed page; a page whose count falls to 0 is free.
+
+        Raises InvalidArgumentError, having changed nothing, for a free or unknown page, or a count that would fall below 0.
+        """
+
+    def release_pages(self, page_indices: Iterable[int]) -> None:
+        """The same as unref."""
+
+    def check_invariants(self) -> None:
+        """Raises Error naming the first violated invariant."""
+
+    def __repr__(self) -> str: ...
+
+class PagedKVCacheManager:
+    """
+    A page pool and its storage: keys and values of all layers under one page table.
+
+    dtype: float32, float16 or bfloat16, as a torch or numpy dtype or a name. With a torch dtype every array that comes back is a torch tensor, else a numpy array.
+    device: "cpu", "cuda:0", a torch device, or an int, the index of a CUDA device.
+    kv_layout: "NHD" or "HND". head_dim_v: elements of a value, head_dim unless given.
+
+    Raises InvalidArgumentError for sizes out of range, UnsupportedError for a device that this build cannot serve, MemoryError.
+    """
+
+    def __init__(self, num_pages: SupportsIndex, page_size: SupportsIndex, num_heads: SupportsIndex, head_dim: SupportsIndex, dtype: Any, device: Any, kv_layout: str = 'NHD', *, head_dim_v: SupportsIndex | None = None, num_layers: SupportsIndex = 1) -> None: ...
+
+    @staticmethod
+    def from_tensors(keys: Any, values: Any, *, kv_layout: str = 'NHD') -> PagedKVCacheManager:
+        """
+        A manager over the caller's own tensors, one or a list of one a layer, shaped as key_cache.
+
+        They are borrowed, held and never cleared; every page starts free. Raises InvalidArgumentError for tensors that do not agree or are read-only.
+        """
+
+    @property
+    def num_pages(self) -> int:
+        """Pages of the pool."""
+
+    @property
+    def page_size(self) -> int:
+        """Tokens a page."""
+
+    @property
+    def available_pages_count(self) -> int:
+        """Pages that are free."""
+
+    @property
+    def free_pages(self) -> FreePages:
+        """The free pages, front first: a live, read-only sequence."""
+
+    @property
+    def ref_count(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        int32 [num_pages]: references of each page, 0 = free. A live, read-only view.
+        """
+
+    def allocate(self, num_pages: SupportsIndex) -> list[int]:
+        """
+        Takes pages from the front of the free list, each with a count of 1.
+
+        Raises InvalidArgumentError for a negative number, NoPageError when fewer are free.
+        """
+
+    def ref(self, page_indices: Iterable[int]) -> None:
+        """
+        Adds one reference for every listed page; a page listed twice counts twice.
+
+        Raises InvalidArgumentError, having changed nothing, for a free or unknown page.
+        """
+
+    def unref(self, page_indices: Iterable[int]) -> None:
+        """
+        Drops one reference for every listed page; a page whose count falls to 0 is free.
+
+        Raises InvalidArgumentError, having changed nothing, for a free or unknown page, or a count that would fall below 0.
+        """
+
+    def release_pages(self, page_indices: Iterable[int]) -> None:
+        """The same as unref."""
+
+    @property
+    def num_heads(self) -> int:
+        """KV heads."""
+
+    @property
+    def head_dim(self) -> int:
+        """Elements of a key."""
+
+    @property
+    def head_dim_v(self) -> int:
+        """Elements of a value."""
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that share the page table."""
+
+    @property
+    def kv_layout(self) -> str:
+        """"NHD" or "HND"."""
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype as the caller gave it."""
+
+    @property
+    def device(self) -> Any:
+        """The device as the caller gave it."""
+
+    @property
+    def key_cache(self) -> Any:
+        """
+        [num_pages, page_size, num_heads, head_dim] (NHD) or [num_pages, num_heads, page_size, head_dim] (HND), with num_layers in front where there are several. A live view; with from_tensors the caller's own object.
+        """
+
+    @property
+    def value_cache(self) -> Any:
+        """As key_cache, with head_dim_v."""
+
+    @property
+    def bytes_per_page(self) -> int:
+        """Bytes of keys and values that one page takes, over all layers."""
+
+    def get_memory_tensors(self) -> tuple[Any, Any]:
+        """(key_cache, value_cache)."""
+
+    def append_kv(self, keys: Any, values: Any, flashinfer_data: FlashInferPackedData, append_indptr_cpu: Iterable[int], layer: SupportsIndex = 0) -> None:
+        """
+        Writes the last n_i = append_indptr_cpu[i + 1] - append_indptr_cpu[i] tokens of every row of flashinfer_data, which already counts them.
+
+        keys [total_new_tokens, num_heads, head_dim] and values [.., head_dim_v], in the cache's dtype or float32. Raises InvalidArgumentError, having written nothing, for tensors of another shape, dtype or device, more tokens than a row has, pages that are free, shared or not of this pool. Leaves the GIL.
+        """
+
+    def read_kv(self, page_indices: Iterable[int], first: SupportsIndex, count: SupportsIndex, layer: SupportsIndex = 0) -> tuple[Any, Any]:
+        """
+        New arrays with tokens [first, first + count) of the sequence with these pages: keys [count, num_heads, head_dim] and values [count, num_heads, head_dim_v].
+        """
+
+    def copy_pages(self, copies: Any) -> None:
+        """
+        Copies pages (source, target) in every layer, in order.
+
+        Raises InvalidArgumentError for an unknown or free page.
+        """
+
+    def __repr__(self) -> str: ...
+
+class FlashInferPackedData:
+    """
+    A batch as CSR arrays, the form that paged attention kernels read. Immutable.
+
+    Made by CacheDescriptor.pack_for_flashinfer, or from arrays or lists in host memory. Raises InvalidArgumentError unless kv_page_indptr starts at 0, never falls and ends at the number of indices, and kv_last_page_len is positive where a row has pages and 0 where it has none.
+    """
+
+    def __init__(self, kv_page_indices: Iterable[int], kv_page_indptr: Iterable[int], kv_last_page_len: Iterable[int]) -> None: ...
+
+    @property
+    def kv_page_indices(self) -> Any:
+        """
+        int32 [total_pages]: the pages of row 0, then of row 1, ... A read-only numpy view, or a torch tensor of its own.
+        """
+
+    @property
+    def kv_page_indptr(self) -> Any:
+        """
+        int32 [batch_size + 1]: row i owns kv_page_indices[indptr[i]:indptr[i + 1]].
+        """
+
+    @property
+    def kv_last_page_len(self) -> Any:
+        """int32 [batch_size]: tokens on the row's last page, 0 without pages."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows."""
+
+    def to_device(self, device: Any, non_blocking: bool = True) -> FlashInferPackedData:
+        """
+        A copy for the device. Raises UnsupportedError where this build has no such device.
+        """
+
+    def __eq__(self, other: object, /) -> bool:
+        """Whether the three arrays hold the same."""
+
+    def __hash__(self) -> int: ...
+
+    def __repr__(self) -> str: ...
+
+class CacheDescriptor:
+    """
+    Sequences and the pages that hold them.
+
+    Batch calls handle ids in order, as if one call were made for each, but all or nothing: a call that raises has changed nothing. A page with a count above 1 is never written: when a sequence whose last, partly filled page is shared grows, the page is replaced by a copy.
+    """
+
+    def __init__(self, cache_manager: PagedKVCacheManager | PagePool, seq_id_to_data: Mapping[int, seqattn._types.SequenceData] | None = None) -> None: ...
+
+    @property
+    def cache_manager(self) -> PagedKVCacheManager | PagePool:
+        """The manager, or the pool."""
+
+    @property
+    def page_size(self) -> int:
+        """Tokens a page."""
+
+    @property
+    def seq_id_to_data(self) -> seqattn._types.SequenceMapping:
+        """The sequences as a live mapping from id to SequenceData."""
+
+    def allocate(self, seq_ids: Iterable[int], seq_new_lens: Iterable[int]) -> list[seqattn._types.PageCopy]:
+        """
+        Grows each sequence by that many tokens, starting those that are new, all or nothing.
+
+        Returns the page copies that sharing called for: already made over a manager, the caller's to make over a bare pool; usually none. Raises InvalidArgumentError for lists of different sizes or a negative length, NoPageError for a full pool.
+        """
+
+    def try_allocate(self, seq_ids: Iterable[int], seq_new_lens: Iterable[int]) -> seqattn._types.Admission:
+        """The same, with a full pool as a value instead of an exception."""
+
+    def allocate_decoding(self, seq_ids: Iterable[int]) -> list[seqattn._types.PageCopy]:
+        """Grows each sequence by one token. Raises UnknownSequenceError too."""
+
+    def release(self, seq_ids: Iterable[int]) -> int:
+        """Drops sequences; unknown ids are ignored. Returns how many there were."""
+
+    def truncate(self, seq_id: SupportsIndex, num_tokens: SupportsIndex) -> None:
+        """
+        Drops the tokens from num_tokens on, and the pages that held only them.
+        """
+
+    def clear(self) -> None:
+        """Releases every sequence."""
+
+    def fork(self, parent: SupportsIndex, child: SupportsIndex, num_tokens: SupportsIndex | None = None) -> None:
+        """
+        Starts child as the first num_tokens tokens of parent, or all, sharing its pages.
+
+        Raises UnknownSequenceError for the parent, InvalidArgumentError when the child exists or the parent is shorter.
+        """
+
+    def attach(self, seq_id: SupportsIndex, page_indices: Iterable[int], num_tokens: SupportsIndex) -> None:
+        """
+        Starts a sequence over pages that live already, taking a reference to each.
+        """
+
+    def adopt(self, seq_id: SupportsIndex, page_indices: Iterable[int], num_tokens: SupportsIndex) -> None:
+        """
+        Like attach, but takes over references that the caller already holds. A sequence that exists gets the new table; references to pages no longer listed go back to the caller.
+        """
+
+    def pack_for_flashinfer(self, seq_ids: Iterable[int]) -> FlashInferPackedData:
+        """
+        The batch as CSR arrays, rows in the order of the ids. Raises UnknownSequenceError.
+        """
+
+    def length(self, seq_id: SupportsIndex) -> int:
+        """The next absolute position."""
+
+    def num_kv_tokens(self, seq_id: SupportsIndex) -> int:
+        """The token slots held."""
+
+    def pages(self, seq_id: SupportsIndex) -> list[int]:
+        """The pages, in order."""
+
+    def sequence(self, seq_id: SupportsIndex) -> seqattn._types.SequenceData:
+        """The pages and the tokens on the last of them."""
+
+    def seq_ids(self) -> list[int]:
+        """The ids, in no particular order."""
+
+    def contains(self, seq_id: SupportsIndex) -> bool: ...
+
+    def __contains__(self, seq_id: SupportsIndex) -> bool: ...
+
+    def __len__(self) -> int: ...
+
+    def stats(self) -> seqattn._types.Stats:
+        """Counts of sequences, tokens and pages."""
+
+    def check_invariants(self) -> None:
+        """Raises Error naming the first violated invariant."""
+
+    def __repr__(self) -> str: ...
+
+class BatchAttention:
+    """
+    Attention of a ragged batch over a paged cache: prefill, chunked prefill, decode and any mixture.
+
+    `plan` once a step; then, for each layer, `append_kv` and `run`. num_qo_heads: a multiple of the cache's num_heads. window_left: a query sees no more than that many keys before its own position, -1 = all. sm_scale: 1 / sqrt(head_dim) unless given. logits_soft_cap: logits become cap * tanh(logit / cap), 0 = no cap. num_threads: 0 = all. max_sequences, max_q_tokens, max_pages: the largest batch, 0 = no limit.
+    """
+
+    def __init__(self, cache_manager: PagedKVCacheManager, num_qo_heads: SupportsIndex, *, causal: bool = True, window_left: SupportsIndex = -1, sm_scale: float | None = None, logits_soft_cap: float = 0.0, num_threads: SupportsIndex = 0, max_sequences: SupportsIndex = 0, max_q_tokens: SupportsIndex = 0, max_pages: SupportsIndex = 0) -> None: ...
+
+    def plan(self, flashinfer_data: FlashInferPackedData, qo_indptr: Iterable[int], mask: Any | None = None) -> None:
+        """
+        Validates the batch and prepares it for every layer.
+
+        qo_indptr [batch_size + 1]: row i asks with queries qo_indptr[i] .. qo_indptr[i + 1], the last positions of its keys. mask: a list of one bool or uint8 [q_len, kv_len] array a row, or all of them in one flat array; 0 hides the key from the query. Good until a planned page is freed. Raises InvalidArgumentError, leaving the previous plan in place. Leaves the GIL.
+        """
+
+    def append_kv(self, keys: Any, values: Any, layer: SupportsIndex = 0) -> None:
+        """
+        Writes the planned batch's new tokens, as many as its queries. Leaves the GIL.
+        """
+
+    def run(self, q: Any, out: Any = None, return_lse: bool = False, sink_logits: Any = None, layer: SupportsIndex = 0, lse: Any = None) -> Any:
+        """
+        q [total_q_tokens, num_qo_heads, head_dim] -> out [.., head_dim_v], in q's dtype unless given.
+
+        Returns out, or (out, lse) with return_lse or lse: float32 [total_q_tokens, num_qo_heads], the natural log of the sum of exp(logits). sink_logits: float32 [num_qo_heads], one logit a head that joins the softmax denominator. Raises InvalidArgumentError without a plan, for tensors of another shape, dtype or device, a read-only output. Leaves the GIL.
+        """
+
+    @property
+    def cache_manager(self) -> PagedKVCacheManager:
+        """The manager."""
+
+    @property
+    def num_qo_heads(self) -> int:
+        """Query heads."""
+
+    @property
+    def sm_scale(self) -> float:
+        """The factor of q . k."""
+
+    @property
+    def kernel_name(self) -> str:
+        """The path that was chosen, "cpu-avx3-float16"."""
+
+    def __repr__(self) -> str: ...
+
+def merge_states(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any) -> tuple[Any, Any]:
+    """
+    Merges attention over two disjoint sets of keys into attention over their union.
+
+    out_a, out_b [tokens, heads, dim]; lse_a, lse_b [tokens, heads], float32. Returns new (out, lse), out in out_a's dtype. A side with an LSE of -inf counts nothing. Raises InvalidArgumentError for tensors that do not agree.
+    """
+
+class HeadIDGenerator:
+    """
+    Ids for per-head sequences: head h of sequence s becomes s * num_kv_heads + h.
+
+    Keep head ids in a descriptor of their own, apart from plain sequence ids.
+    """
+
+    def __init__(self, num_kv_heads: SupportsIndex) -> None: ...
+
+    @property
+    def num_kv_heads(self) -> int:
+        """KV heads of a sequence."""
+
+    def get_head_id(self, seq_id: SupportsIndex, head_idx: SupportsIndex) -> int:
+        """
+        Raises InvalidArgumentError unless 0 <= head_idx < num_kv_heads and the id fits 64 bits.
+        """
+
+    def __repr__(self) -> str: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
 
 if TYPE_CHECKING:
     from ._core import CacheDescriptor
@@ -75,7 +75,7 @@ class SequenceMapping(MutableMapping[int, SequenceData]):
         self._descriptor.release([seq_id])
 
     def __contains__(self, seq_id: object) -> bool:
-        return seq_id in self._descriptor
+        return isinstance(seq_id, SupportsIndex) and seq_id in self._descriptor
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._descriptor.seq_ids())

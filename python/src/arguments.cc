@@ -109,27 +109,25 @@ KVLayout to_kv_layout(std::string_view name) {
 }
 
 Device to_device(nb::handle device) {
-  if (PyIndex_Check(device.ptr())) {
-    const int index = to_int(device, "device");
-    require(index >= 0, "device: got ", index, "; expected the index of a CUDA device, from 0");
-    return cuda(index);
-  }
+  constexpr std::string_view kExpected =
+      "; expected \"cpu\", \"cuda:<index>\", the index of a CUDA device or a torch device";
+  const bool is_index = PyIndex_Check(device.ptr());
   const bool has_type = nb::hasattr(device, "type") && nb::hasattr(device, "index");
-  if (!nb::isinstance<nb::str>(device) && !has_type) {
-    throw_type_error(concat("device: got ", class_name(device),
-                            "; expected \"cpu\", \"cuda:0\", an index or a torch device"));
+  if (!is_index && !nb::isinstance<nb::str>(device) && !has_type) {
+    throw_type_error(concat("device: got ", class_name(device), kExpected));
   }
-  const std::string text = nb::cast<std::string>(nb::str(device));
+  std::string text = nb::cast<std::string>(nb::str(device));
+  if (is_index) text.insert(0, "cuda:");
   if (text == "cpu" || text == "cpu:0") return cpu();
   if (text == "cuda") return cuda(0);
+  int index = -1;
   if (text.starts_with("cuda:")) {
-    int index = -1;
     const char* const end = text.data() + text.size();
     const auto parsed = std::from_chars(text.data() + 5, end, index);
-    if (parsed.ec == std::errc() && parsed.ptr == end && index >= 0) return cuda(index);
+    if (parsed.ec != std::errc() || parsed.ptr != end) index = -1;
   }
-  throw InvalidArgumentError(
-      concat("device: got \"", text, "\"; expected \"cpu\", \"cuda\" or \"cuda:<index>\""));
+  require(index >= 0, "device: got ", text, kExpected);
+  return cuda(index);
 }
 
 }  // namespace seqattn::python

@@ -18,7 +18,8 @@ namespace seqattn::python {
 
 namespace nb = nanobind;
 
-inline bool any_object(PyObject*) { return true; }
+inline bool is_anything(PyObject*) { return true; }
+inline bool is_int_or_none(PyObject* o) { return o == Py_None || PyIndex_Check(o); }
 
 // Arguments of the bound functions, named as the stubs print them. They are converted by the
 // functions below, which say what is wrong with a value where nanobind would only say that some
@@ -26,8 +27,14 @@ inline bool any_object(PyObject*) { return true; }
 class Int : public nb::object {
   NB_OBJECT_DEFAULT(Int, nb::object, "typing.SupportsIndex", PyIndex_Check)
 };
+class OptionalInt : public nb::object {
+  NB_OBJECT_DEFAULT(OptionalInt, nb::object, "typing.SupportsIndex", is_int_or_none)
+};
 class Ints : public nb::object {
-  NB_OBJECT_DEFAULT(Ints, nb::object, "collections.abc.Iterable[int]", any_object)
+  NB_OBJECT_DEFAULT(Ints, nb::object, "collections.abc.Iterable[int]", is_anything)
+};
+class Any : public nb::object {
+  NB_OBJECT_DEFAULT(Any, nb::object, "typing.Any", is_anything)
 };
 
 // The parts, one after the other, as operator<< prints them.

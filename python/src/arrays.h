@@ -9,12 +9,11 @@
 #include <string_view>
 #include <vector>
 
+#include "arguments.h"
 #include "seqattn/tensor_view.h"
 
 // Arrays that cross the border, by DLPack or the buffer protocol and never with a copy.
 namespace seqattn::python {
-
-namespace nb = nanobind;
 
 // The framework of the arrays that a call returns.
 enum class Framework { kNumpy, kTorch };
@@ -29,12 +28,7 @@ inline Framework framework_of(nb::handle array) {
 // A torch dtype, a numpy dtype or scalar type (ml_dtypes and JAX included), or a name.
 DType to_dtype(nb::handle dtype);
 
-bool accepts_any(PyObject*);
-
-// An array argument, and None where it is optional; named as the stubs print it.
-class Array : public nb::object {
-  NB_OBJECT_DEFAULT(Array, nb::object, "typing.Any", accepts_any)
-};
+using Array = Any;  // an array argument, and None where it is optional
 
 enum class Access { kRead, kWrite };
 

@@ -12,13 +12,9 @@ namespace {
 
 using nb::literals::operator""_a;
 
-void init(Attention* self, nb::object cache_manager, Int num_qo_heads, bool causal, Int window_left,
-          std::optional<double> sm_scale, double logits_soft_cap, Int num_threads,
+void init(Attention* self, nb::handle_t<Manager> cache_manager, Int num_qo_heads, bool causal,
+          Int window_left, std::optional<double> sm_scale, double logits_soft_cap, Int num_threads,
           Int max_sequences, Int max_q_tokens, Int max_pages) {
-  if (!nb::isinstance<Manager>(cache_manager)) {
-    throw_type_error(concat("cache_manager: got ", class_name(cache_manager),
-                            "; expected a PagedKVCacheManager"));
-  }
   AttentionOptions options;
   options.num_qo_heads = to_int(num_qo_heads, "num_qo_heads");
   options.causal = causal;
@@ -31,7 +27,7 @@ void init(Attention* self, nb::object cache_manager, Int num_qo_heads, bool caus
                               to_int64(max_pages, "max_pages")};
   const auto& manager = nb::cast<Manager&>(cache_manager);
   auto attention = std::make_unique<BatchAttention>(*manager.manager, options, capacity);
-  new (self) Attention{std::move(cache_manager), manager.framework, std::move(attention), {}};
+  new (self) Attention{nb::borrow(cache_manager), manager.framework, std::move(attention), {}};
 }
 
 // One array for the whole batch, or a list of one [q_len, kv_len] array a row.
@@ -55,7 +51,7 @@ std::vector<std::uint8_t> to_mask(nb::handle mask, const FlashInferPackedData& p
   return bytes;
 }
 
-void plan(Attention& self, const PackedData& packed, Ints qo_indptr_list, nb::object mask) {
+void plan(Attention& self, const PackedData& packed, Ints qo_indptr_list, Any mask) {
   const auto qo_indptr = to_ints<std::int32_t>(qo_indptr_list, "qo_indptr");
   const int page_size = nb::cast<Manager&>(self.owner).page_pool().page_size();
   const std::vector<std::uint8_t> bytes = to_mask(mask, packed.data, qo_indptr, page_size);
@@ -138,14 +134,10 @@ void bind_attention(nb::module_& m) {
       "own position, -1 = all. sm_scale: 1 / sqrt(head_dim) unless given. logits_soft_cap: logits "
       "become cap * tanh(logit / cap), 0 = no cap. num_threads: 0 = all. max_sequences, "
       "max_q_tokens, max_pages: the largest batch, 0 = no limit.")
-      .def("__init__", &init, nb::arg("cache_manager").sig("PagedKVCacheManager"), "num_qo_heads"_a,
-           nb::kw_only(), "causal"_a = true, "window_left"_a = -1, "sm_scale"_a.none() = nb::none(),
-           "logits_soft_cap"_a = 0.0, "num_threads"_a = 0, "max_sequences"_a = 0,
-           "max_q_tokens"_a = 0, "max_pages"_a = 0)
-      .def("plan", &plan, "flashinfer_data"_a, "qo_indptr"_a,
-           nb::arg("mask").sig("None") = nb::none(),
-           nb::sig("def plan(self, flashinfer_data: FlashInferPackedData, qo_indptr: "
-                   "collections.abc.Iterable[int], mask: typing.Any = None) -> None"),
+      .def("__init__", &init, "cache_manager"_a, "num_qo_heads"_a, nb::kw_only(), "causal"_a = true,
+           "window_left"_a = -1, "sm_scale"_a.none() = nb::none(), "logits_soft_cap"_a = 0.0,
+           "num_threads"_a = 0, "max_sequences"_a = 0, "max_q_tokens"_a = 0, "max_pages"_a = 0)
+      .def("plan", &plan, "flashinfer_data"_a, "qo_indptr"_a, "mask"_a = nb::none(),
            "Validates the batch and prepares it for every layer.\n\n"
            "qo_indptr [batch_size + 1]: row i asks with queries qo_indptr[i] .. qo_indptr[i + 1], "
            "the last positions of its keys. mask: a list of one bool or uint8 [q_len, kv_len] "

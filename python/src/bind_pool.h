@@ -38,7 +38,7 @@ void bind_pool_members(nb::class_<T>& cls) {
           [](nb::handle_t<T> self) {
             return export_counts(nb::cast<T&>(self).page_pool().ref_counts(), self);
           },
-          nb::sig("def ref_count(self) -> numpy.ndarray"),
+          nb::sig("def ref_count(self) -> numpy.typing.NDArray[numpy.int32]"),
           "int32 [num_pages]: references of each page, 0 = free. A live, read-only view.")
       .def(
           "allocate",

@@ -106,13 +106,11 @@ void bind_growth(nb::class_<Descriptor>& cls) {
 void bind_sharing(nb::class_<Descriptor>& cls) {
   cls.def(
          "fork",
-         [](const Descriptor& self, Int parent, Int child, nb::object num_tokens) {
+         [](const Descriptor& self, Int parent, Int child, OptionalInt num_tokens) {
            self.descriptor->fork(to_int64(parent, "parent"), to_int64(child, "child"),
                                  num_tokens.is_none() ? kAll : to_int64(num_tokens, "num_tokens"));
          },
-         "parent"_a, "child"_a, nb::arg("num_tokens").sig("None") = nb::none(),
-         nb::sig("def fork(self, parent: typing.SupportsIndex, child: typing.SupportsIndex, "
-                 "num_tokens: typing.SupportsIndex | None = None) -> None"),
+         "parent"_a, "child"_a, "num_tokens"_a = nb::none(),
          "Starts child as the first num_tokens tokens of parent, or all, sharing its pages.\n\n"
          "Raises UnknownSequenceError for the parent, InvalidArgumentError when the child exists "
          "or the parent is shorter.")

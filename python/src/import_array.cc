@@ -106,7 +106,6 @@ void append_row(const std::uint8_t* row, std::int64_t size, std::int64_t stride,
 
 }  // namespace
 
-bool accepts_any(PyObject*) { return true; }
 bool is_torch_tensor(nb::handle object) { return is_instance_of(object, "torch", "Tensor"); }
 bool is_torch_dtype(nb::handle object) { return is_instance_of(object, "torch", "dtype"); }
 
@@ -121,7 +120,7 @@ DType to_dtype(nb::handle dtype) {
       const nb::object parsed = nb::module_::import_("numpy").attr("dtype")(dtype);
       name = nb::cast<std::string>(nb::str(parsed.attr("name")));
     } catch (nb::python_error& e) {
-      if (!e.matches(PyExc_TypeError)) throw;
+      if (!e.matches(PyExc_TypeError) && !e.matches(PyExc_ValueError)) throw;
       throw_type_error(concat("dtype: got ", class_name(dtype),
                               "; expected a torch or numpy dtype or a name such as \"float16\""));
     }

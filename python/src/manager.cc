@@ -1,4 +1,5 @@
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
 
 #include <utility>
 
@@ -41,9 +42,8 @@ nb::object value_cache(nb::handle_t<Manager> handle) {
                       handle);
 }
 
-void init(Manager* self, Int num_pages, Int page_size, Int num_heads, Int head_dim,
-          nb::object dtype, nb::object device, const std::string& kv_layout, nb::object head_dim_v,
-          Int num_layers) {
+void init(Manager* self, Int num_pages, Int page_size, Int num_heads, Int head_dim, Any dtype,
+          Any device, const std::string& kv_layout, OptionalInt head_dim_v, Int num_layers) {
   KVCacheConfig config;
   config.num_pages = to_int64(num_pages, "num_pages");
   config.page_size = to_int(page_size, "page_size");
@@ -194,9 +194,8 @@ void bind_manager(nb::module_& m) {
       "kv_layout: \"NHD\" or \"HND\". head_dim_v: elements of a value, head_dim unless given.\n\n"
       "Raises InvalidArgumentError for sizes out of range, UnsupportedError for a device that this "
       "build cannot serve, MemoryError.");
-  cls.def("__init__", &init, "num_pages"_a, "page_size"_a, "num_heads"_a, "head_dim"_a,
-          nb::arg("dtype").sig("typing.Any"), nb::arg("device").sig("typing.Any"),
-          "kv_layout"_a = "NHD", nb::kw_only(), "head_dim_v"_a.none() = nb::none(),
+  cls.def("__init__", &init, "num_pages"_a, "page_size"_a, "num_heads"_a, "head_dim"_a, "dtype"_a,
+          "device"_a, "kv_layout"_a = "NHD", nb::kw_only(), "head_dim_v"_a = nb::none(),
           "num_layers"_a = 1);
   cls.def_static("from_tensors", &from_tensors, "keys"_a, "values"_a, nb::kw_only(),
                  "kv_layout"_a = "NHD",
@@ -228,10 +227,8 @@ void bind_manager(nb::module_& m) {
            "[count, num_heads, head_dim] and values [count, num_heads, head_dim_v].")
       .def(
           "copy_pages",
-          [](const Manager& self, nb::handle copies) {
-            self.manager->copy_pages(to_page_copies(copies));
-          },
-          nb::arg("copies").sig("collections.abc.Iterable[tuple[int, int]]"),
+          [](const Manager& self, Any copies) { self.manager->copy_pages(to_page_copies(copies)); },
+          "copies"_a,
           "Copies pages (source, target) in every layer, in order.\n\n"
           "Raises InvalidArgumentError for an unknown or free page.")
       .def("__repr__", [](const Manager& self) { return self.manager->to_string(); });

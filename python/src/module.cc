@@ -43,7 +43,7 @@ void bind_head_id_generator(nb::module_& m) {
 NB_MODULE(_core, m) {
   using namespace seqattn::python;
   m.doc() = "The C++ library seqattn as a Python module; use it through the package seqattn.";
-  m.attr("__version__") = seqattn::version();
+  m.def("version", &seqattn::version, "The version of the C++ library.");
   register_errors();
   bind_pool(m);
   bind_manager(m);

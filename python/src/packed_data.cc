@@ -62,19 +62,24 @@ void bind_packed_data(nb::module_& m) {
           "batch_size", [](const PackedData& self) { return self.data.batch_size(); }, "Rows.")
       .def(
           "to_device",
-          [](const PackedData& self, nb::handle device, bool) {
+          [](const PackedData& self, Any device, bool) {
             return PackedData{self.data.to_device(to_device(device)), self.framework};
           },
-          nb::arg("device").sig("typing.Any"), "non_blocking"_a = true,
+          "device"_a, "non_blocking"_a = true,
           "A copy for the device. Raises UnsupportedError where this build has no such device.")
       .def(
           "__eq__",
           [](const PackedData& self, const PackedData& other) {
             return equal(self.data, other.data);
           },
-          nb::is_operator(), "Whether the three arrays hold the same.")
+          nb::is_operator(), nb::sig("def __eq__(self, other: object, /) -> bool"),
+          "Whether the three arrays hold the same.")
+      .def("__hash__",
+           [](const PackedData& self) {
+             return nb::hash(
+                 nb::make_tuple(self.data.batch_size(), self.data.kv_page_indices().size()));
+           })
       .def("__repr__", [](const PackedData& self) { return self.data.to_string(); });
-  cls.attr("__hash__") = nb::none();
 }
 
 }  // namespace seqattn::python

@@ -36,6 +36,12 @@ void bind_free_pages(nb::module_& m) {
       .def(
           "__iter__", [](const FreePages& self) { return nb::iter(free_list(self)); },
           nb::sig("def __iter__(self) -> collections.abc.Iterator[int]"))
+      .def(
+          "index",
+          [](const FreePages& self, Int page) {
+            return nb::cast<std::int64_t>(free_list(self).attr("index")(page));
+          },
+          "page"_a, "The position of a page. Raises ValueError for one that is not free.")
       .def("__repr__", [](const FreePages& self) {
         return concat("FreePages(", nb::cast<std::string>(nb::repr(free_list(self))), ")");
       });

@@ -1,0 +1,170 @@
+"""Whatever is passed, a call returns or raises a plain error, and failed calls change nothing."""
+
+import ml_dtypes
+import numpy as np
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support import DLPackArray, make_manager, snapshot
+
+import seqattn
+
+EXPECTED = (seqattn.Error, TypeError, ValueError, MemoryError, OverflowError, IndexError, BufferError)
+
+
+def weird_arrays():
+    for dtype in (np.float32, np.float16, np.float64, np.int32, np.int64, bool, np.uint16, object):
+        for shape in ((), (0,), (3,), (3, 2, 8), (2, 8, 3), (3, 2, 8, 1), (0, 2, 8), (1,) * 9):
+            yield np.ones(shape, dtype)
+    base = np.ones((6, 4, 16), np.float32)
+    yield from (base[::2, ::2, ::2], base[::-1], base[3:3], np.broadcast_to(np.float32(1), (3, 2, 8)))
+    yield np.ones((3, 2, 8), ml_dtypes.bfloat16)
+    yield DLPackArray(np.ones((3, 2, 8), np.float32), read_only=True)
+    yield DLPackArray(np.ones((3, 2, 8), np.float32), device=(2, 1))
+    yield torch.ones(3, 2, 8).to_sparse()
+    yield torch.ones(3, 2, 8, device="meta")
+    yield torch.ones(3, 2, 8, dtype=torch.float64)
+
+
+ARRAYS = list(weird_arrays())
+numbers = st.one_of(
+    st.integers(-3, 20),
+    st.sampled_from([2**31 - 1, 2**31, -(2**31), 2**62, 2**63 - 1, 2**63, -(2**63), 2**200]),
+)
+others = st.sampled_from(
+    [None, 1.5, float("nan"), "cpu", b"\x00", object(), [], (), {}, [[1]], [None], int, "float16"]
+)
+anything = st.one_of(numbers, others, st.lists(numbers, max_size=4), st.sampled_from(ARRAYS))
+
+
+def build():
+    manager = make_manager(num_pages=8)
+    descriptor = seqattn.CacheDescriptor(manager)
+    descriptor.allocate([0, 1], [3, 9])
+    packed = descriptor.pack_for_flashinfer([0])
+    attention = seqattn.BatchAttention(manager, 2)
+    attention.plan(packed, [0, 3])
+    return manager, descriptor, packed, attention
+
+
+# (name, number of arguments) of every method that takes some.
+MANAGER = {"allocate": 1, "ref": 1, "unref": 1, "release_pages": 1, "read_kv": 4, "copy_pages": 1}
+DESCRIPTOR = {
+    "allocate": 2,
+    "try_allocate": 2,
+    "allocate_decoding": 1,
+    "release": 1,
+    "fork": 3,
+    "attach": 3,
+    "adopt": 3,
+    "truncate": 2,
+    "pack_for_flashinfer": 1,
+    "length": 1,
+    "pages": 1,
+    "contains": 1,
+}
+fuzz = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def call_and_check(thing, descriptor, name, arguments):
+    before = snapshot(descriptor)
+    try:
+        getattr(thing, name)(*arguments)
+    except EXPECTED:
+        assert snapshot(descriptor) == before
+    descriptor.check_invariants()
+
+
+@fuzz
+@given(st.sampled_from(sorted(MANAGER)), st.lists(anything, min_size=4, max_size=4))
+def test_manager_methods(name, arguments):
+    manager, descriptor, *_ = build()
+    before = snapshot(descriptor)
+    try:
+        getattr(manager, name)(*arguments[: MANAGER[name]])
+    except EXPECTED:
+        assert snapshot(descriptor) == before
+
+
+@fuzz
+@given(st.sampled_from(sorted(DESCRIPTOR)), st.lists(anything, min_size=3, max_size=3))
+def test_descriptor_methods(name, arguments):
+    _, descriptor, *_ = build()
+    call_and_check(descriptor, descriptor, name, arguments[: DESCRIPTOR[name]])
+
+
+@fuzz
+@given(anything, anything, anything, anything, st.booleans())
+def test_append(keys, values, indptr, layer, through_the_plan):
+    manager, descriptor, packed, attention = build()
+    before = snapshot(descriptor)
+    try:
+        if through_the_plan:
+            attention.append_kv(keys, values, layer)
+        else:
+            manager.append_kv(keys, values, packed, indptr, layer)
+    except EXPECTED:
+        assert snapshot(descriptor) == before
+
+
+@fuzz
+@given(anything, anything, anything, anything, anything)
+def test_run(q, out, sinks, layer, lse):
+    _, descriptor, _, attention = build()
+    before = snapshot(descriptor)
+    try:
+        attention.run(q, out=out, sink_logits=sinks, layer=layer, lse=lse)
+    except EXPECTED:
+        pass
+    assert snapshot(descriptor) == before
+
+
+@fuzz
+@given(anything, anything, anything)
+def test_plan(packed, indptr, mask):
+    _, descriptor, good, attention = build()
+    for data in (packed, good):
+        try:
+            attention.plan(data, indptr, mask)
+        except EXPECTED:
+            pass
+    attention.plan(good, [0, 3])
+
+
+@fuzz
+@given(anything, anything, anything)
+def test_packed_data(indices, indptr, last_page_len):
+    try:
+        packed = seqattn.FlashInferPackedData(indices, indptr, last_page_len)
+    except EXPECTED:
+        return
+    assert packed.kv_page_indptr[-1] == len(packed.kv_page_indices)
+
+
+@fuzz
+@given(st.lists(anything, min_size=7, max_size=7), st.lists(anything, min_size=2, max_size=2))
+def test_constructors(arguments, more):
+    for make in (
+        lambda: seqattn.PagedKVCacheManager(*arguments, head_dim_v=more[0], num_layers=more[1]),
+        lambda: seqattn.PagedKVCacheManager.from_tensors(*arguments[:2]),
+        lambda: seqattn.PagePool(*more),
+        lambda: seqattn.CacheDescriptor(*more),
+        lambda: seqattn.HeadIDGenerator(arguments[0]).get_head_id(*more),
+        lambda: seqattn.BatchAttention(make_manager(), arguments[0], window_left=more[0]),
+        lambda: seqattn.merge_states(*arguments[:4]),
+    ):
+        try:
+            make()
+        except (*EXPECTED, AttributeError):
+            pass
+
+
+def test_objects_made_without_their_constructor_do_not_crash():
+    for kind in (seqattn.PagedKVCacheManager, seqattn.CacheDescriptor, seqattn.BatchAttention):
+        thing = kind.__new__(kind)
+        for name in ("num_pages", "page_size", "kernel_name", "stats", "key_cache"):
+            try:
+                value = getattr(thing, name)
+                value()
+            except (TypeError, AttributeError):
+                pass

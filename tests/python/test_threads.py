@@ -1,0 +1,108 @@
+"""The GIL, threads and processes."""
+
+import os
+import sys
+import threading
+
+import numpy as np
+import pytest
+from support import make_manager
+
+from seqattn import BatchAttention, CacheDescriptor, FlashInferPackedData
+
+TOKENS = 2048
+
+
+@pytest.fixture
+def long_sequence(rng):
+    manager = make_manager(TOKENS // 4, 4, 4, 64, "float32", kv_layout="HND")
+    packed = FlashInferPackedData(manager.allocate(TOKENS // 4), [0, TOKENS // 4], [4])
+    tokens = rng.standard_normal((TOKENS, 4, 64), np.float32)
+    attention = BatchAttention(manager, 4, num_threads=1)
+    attention.plan(packed, [0, TOKENS])
+    attention.append_kv(tokens, tokens)
+    return manager, packed, attention, tokens
+
+
+def main_thread_runs_during(call) -> bool:
+    """Whether this thread gets to run while another one is inside `call`.
+
+    With a switch interval of hours a thread keeps the GIL until it blocks or gives it up. So this
+    thread wakes up, after the worker has started, only when `call` gives the GIL up; or when the
+    worker ends.
+    """
+    started, finished = threading.Lock(), threading.Event()
+    started.acquire()
+
+    def work():
+        started.release()
+        call()
+        finished.set()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(10_000)
+    try:
+        worker = threading.Thread(target=work)
+        worker.start()
+        started.acquire()
+        ran = not finished.is_set()
+    finally:
+        sys.setswitchinterval(interval)
+    worker.join()
+    return ran
+
+
+def test_append_plan_and_run_leave_the_gil(long_sequence):
+    manager, packed, attention, tokens = long_sequence
+    mask = np.ones(TOKENS * TOKENS, bool)
+    assert main_thread_runs_during(lambda: attention.run(tokens))
+    assert main_thread_runs_during(lambda: attention.append_kv(tokens, tokens))
+    assert main_thread_runs_during(lambda: manager.append_kv(tokens, tokens, packed, [0, TOKENS]))
+    assert main_thread_runs_during(lambda: attention.plan(packed, [0, TOKENS], mask))
+
+
+def test_a_call_that_keeps_the_gil_is_told_apart():
+    assert not main_thread_runs_during(lambda: sum(range(1000)))
+
+
+def test_threads_may_run_and_plan_one_attention_at_the_same_time(rng):
+    manager = make_manager()
+    descriptor = CacheDescriptor(manager)
+    descriptor.allocate([0], [8])
+    packed = descriptor.pack_for_flashinfer([0])
+    attention = BatchAttention(manager, 2)
+    attention.plan(packed, [0, 8])
+    tokens = rng.standard_normal((8, 2, 8), np.float32)
+    attention.append_kv(tokens, tokens)
+    expected = attention.run(tokens)
+    results = []
+
+    def work():
+        for _ in range(50):
+            attention.plan(packed, [0, 8])
+            results.append(attention.run(tokens))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 200
+    for result in results:
+        np.testing.assert_array_equal(result, expected)
+
+
+def test_a_forked_child_may_use_the_manager_it_inherits(long_sequence):
+    manager, packed, _, tokens = long_sequence
+    attention = BatchAttention(manager, 4)  # all threads, so that there is a pool to lose
+    attention.plan(packed, [0, TOKENS])
+    expected = attention.run(tokens)
+    child = os.fork()
+    if child == 0:
+        same = np.array_equal(attention.run(tokens), expected)
+        attention.append_kv(2 * tokens, 2 * tokens)
+        changed = not np.array_equal(attention.run(tokens), expected)
+        os._exit(0 if same and changed else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    np.testing.assert_array_equal(attention.run(tokens), expected)
