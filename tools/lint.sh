@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# lint.sh [--fix]: clang-format, clang-tidy, ruff and shellcheck. With --fix it only rewrites in the project's format.
+source "$(dirname "$0")/common.sh"
+tools/setup.sh lint
+
+mapfile -t cpp < <(git ls-files --cached --others --exclude-standard '*.cc' '*.h')
+mapfile -t translation_units < <(git ls-files --cached --others --exclude-standard 'src/*.cc' 'examples/*.cc' 'python/src/*.cc')
+
+if [[ ${1:-} == --fix ]]; then
+  clang-format-14 -i "${cpp[@]}"
+  "$python" -m ruff check --fix .
+  exit
+fi
+
+step clang-format "clang-format" clang-format-14 --dry-run -Werror "${cpp[@]}"
+step ruff "ruff" "$python" -m ruff check .
+step shellcheck "shellcheck" shellcheck -x .ci/run tools/*.sh
+step configure-clang "configuring build/clang" cmake --preset clang "${python_options[@]}"
+step clang-tidy "clang-tidy on ${#translation_units[@]} files" \
+  xargs -P "$jobs" -n 1 clang-tidy-14 -p build/clang --quiet <<<"${translation_units[*]}"
