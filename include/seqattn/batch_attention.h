@@ -22,9 +22,9 @@ struct AttentionOptions {
                          // (num_qo_heads / num_heads)
   bool causal = true;    // query j of a row sees keys up to its own position, kv_len - q_len + j
   int window_left = -1;  // >= 0: it sees no more than that many keys before its position; -1: all
-  std::optional<float> sm_scale;  // factor of q . k; 1 / sqrt(head_dim) unless set
-  float logits_soft_cap = 0;      // > 0: logits become cap * tanh(logit / cap), after scaling
-  int num_threads = 0;            // of the CPU backend; 0 = all that OpenMP offers
+  std::optional<float> sm_scale = {};  // factor of q . k; 1 / sqrt(head_dim) unless set
+  float logits_soft_cap = 0;           // > 0: logits become cap * tanh(logit / cap), after scaling
+  int num_threads = 0;                 // of the CPU backend; 0 = all that OpenMP offers
 };
 
 // The largest batch that `plan` will be given, 0 = no limit. On a device a capacity fixes every

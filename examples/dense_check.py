@@ -1,0 +1,49 @@
+"""The same model without a cache: whole sequences through plain dense attention, in numpy alone."""
+
+import numpy as np
+
+
+def first_difference(model, prompt: list[int], answer: list[int], kv_dtype: str) -> tuple[int, int] | None:
+    """(index, expected token) of the first token of `answer` that greedy decoding would not have chosen, or None.
+
+    One pass over prompt and answer gives, at every position, the likeliest token after what stands before it. If the
+    first token of the answer is the likeliest after the prompt, and each later one the likeliest after those before
+    it, then decoding step by step without a cache arrives at this very answer: one token after the other by induction.
+    """
+    tokens = prompt + answer[:-1]
+    rows = range(len(prompt) - 1, len(tokens))
+    logits = model.forward(tokens, range(len(tokens)), DenseAttention(kv_dtype), rows)
+    for index, (expected, token) in enumerate(zip(logits.argmax(axis=-1).tolist(), answer, strict=True)):
+        if expected != token:
+            return index, expected
+    return None
+
+
+class DenseAttention:
+    """Causal attention of one whole sequence: every query against every key, in double precision.
+
+    Keys and values are rounded to the cache's type first, so that it is the arithmetic that is compared and not the
+    precision that the caller chose.
+    """
+
+    def __init__(self, kv_dtype: str) -> None:
+        self._kv_dtype = kv_dtype
+
+    def __call__(self, layer: int, q, k, v):
+        group = q.shape[1] // k.shape[1]  # query heads that share a KV head
+        k, v = (np.repeat(rounded(x, self._kv_dtype), group, axis=1).transpose(1, 0, 2) for x in (k, v))
+        logits = q.astype(np.float64).transpose(1, 0, 2) @ k.transpose(0, 2, 1) / np.sqrt(q.shape[-1])
+        logits[:, np.triu(np.ones(logits.shape[1:], bool), k=1)] = -np.inf
+        weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        out = weights @ v / weights.sum(axis=-1, keepdims=True)
+        return out.transpose(1, 0, 2).astype(np.float32)
+
+
+def rounded(x, dtype: str):
+    """float32 values as they come back from an array of `dtype`, in float64."""
+    if dtype == "bfloat16":  # numpy has none: keep the upper half of the bits, to nearest, ties to even
+        bits = x.view(np.uint32)
+        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
+    elif dtype == "float16":
+        x = x.astype(np.float16)
+    return x.astype(np.float64)

