@@ -218,7 +218,11 @@ void compute_scores(const AttentionCall& call, const TileProgress& progress,
 void cap_scores(const AttentionCall& call, const ScoreShape& shape, int num_tokens, float* scores) {
   const Floats cap = hn::Set(kFloatTag, call.shape.logits_soft_cap * kLog2E);
   for (std::size_t i = 0; i < num_tokens * shape.stride; i += kLanes) {
-    store(hn::Mul(cap, hn::Tanh(kFloatTag, load(scores + i))), scores + i);
+    // NaN goes past Tanh, which some targets have no defined result for.
+    const Floats score = load(scores + i);
+    const auto is_number = hn::Eq(score, score);
+    const Floats capped = hn::Tanh(kFloatTag, hn::IfThenElseZero(is_number, score));
+    store(hn::IfThenElse(is_number, hn::Mul(cap, capped), score), scores + i);
   }
 }
 

@@ -109,7 +109,8 @@ HWY_INLINE void store_some(Floats value, T* to, std::size_t count) {
 HWY_INLINE Floats exp2(Floats x) {
   const hn::RebindToSigned<FloatTag> ints;
   const Floats lowest = hn::Set(kFloatTag, -126.0f);
-  const Floats whole = hn::Round(hn::Max(x, lowest));
+  // Not Max: for NaN some targets would convert NaN to an integer.
+  const Floats whole = hn::Round(hn::IfThenElse(hn::Ge(x, lowest), x, lowest));
   const Floats f = hn::Sub(x, whole);
   Floats p = hn::Set(kFloatTag, 1.53458022e-4f);
   p = hn::MulAdd(p, f, hn::Set(kFloatTag, 1.33999309e-3f));
