@@ -1,0 +1,79 @@
+// Queries, keys and values on their way into float scratch. Compiled once for each target.
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "hwy/highway.h"
+#include "products-inl.h"
+#include "simd_math-inl.h"
+#include "tile_state-inl.h"
+
+#if defined(SEQATTN_CPU_UNPACK_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef SEQATTN_CPU_UNPACK_INL_H_
+#undef SEQATTN_CPU_UNPACK_INL_H_
+#else
+#define SEQATTN_CPU_UNPACK_INL_H_
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace seqattn {
+namespace HWY_NAMESPACE {
+
+template <class T>
+void load_row(const T* from, std::size_t dim, float scale, float* to) {
+  const Floats factor = hn::Set(kFloatTag, scale);
+  std::size_t d = 0;
+  for (; d + kLanes <= dim; d += kLanes) store(hn::Mul(load(from + d), factor), to + d);
+  if (d < dim) store(hn::Mul(load_some(from + d, dim - d), factor), to + d), d += kLanes;
+  for (; d < padded_dim(static_cast<int>(dim)); d += kLanes) store(hn::Zero(kFloatTag), to + d);
+}
+
+// Queries times the factor that makes q . k a logit in base 2 (with a soft cap: the argument of
+// tanh).
+template <class T>
+void load_queries(const AttentionCall& call, const TileProgress& progress, const ScoreShape& shape,
+                  const Scratch& scratch) {
+  const QueryTile& tile = progress.tile;
+  const int group = call.shape.group_size();
+  const std::size_t dim = call.shape.head_dim;
+  const std::size_t stride = padded_dim(call.shape.head_dim);
+  const float cap = call.shape.logits_soft_cap;
+  const float scale = call.shape.sm_scale * (cap > 0 ? 1 / cap : kLog2E);
+  std::fill_n(progress.queries, shape.stride * stride, 0.0f);
+  for (int r = 0; r < tile.num_rows; ++r) {
+    const std::int64_t token = tile.row.q_begin + (tile.first_row + r) / group;
+    const std::int64_t head = tile.kv_head * group + (tile.first_row + r) % group;
+    const std::int64_t offset = token * call.q.strides[0] + head * call.q.strides[1];
+    float* row = shape.few() ? progress.queries + r * stride : scratch.row;
+    if (call.q.dtype == DType::kFloat32) {
+      load_row(static_cast<const float*>(call.q.data) + offset, dim, scale, row);
+    } else {
+      load_row(static_cast<const T*>(call.q.data) + offset, dim, scale, row);
+    }
+    if (shape.few()) continue;
+    for (std::size_t d = 0; d < dim; ++d) progress.queries[d * shape.stride + r] = row[d];
+  }
+}
+
+// Unpacks tokens to [padded_count, dim] floats; false where some are infinite or NaN.
+template <class T>
+bool load_tokens(const std::byte* const* tokens, const std::byte* const* next, int count,
+                 std::size_t dim, float* to) {
+  const std::size_t stride = padded_dim(static_cast<int>(dim));
+  Floats marks = hn::Zero(kFloatTag);  // x * 0 is NaN where x is not finite
+  for (int t = 0; t < count; ++t, to += stride) {
+    prefetch(next[t], dim * sizeof(T));
+    load_row(reinterpret_cast<const T*>(tokens[t]), dim, 1.0f, to);
+    for (std::size_t d = 0; d < stride; d += kLanes) {
+      marks = hn::MulAdd(load(to + d), hn::Zero(kFloatTag), marks);
+    }
+  }
+  return hn::AllTrue(kFloatTag, hn::Eq(marks, marks));
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace seqattn
+HWY_AFTER_NAMESPACE();
+
+#endif
