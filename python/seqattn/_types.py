@@ -27,7 +27,7 @@ class PageCopy(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The answer of `try_allocate`; false when the pool fell short, and then nothing has changed."""
+    """The answer of `try_allocate`: false when the pool fell short, and then nothing changed."""
 
     ok: bool
     needed: int

@@ -12,8 +12,8 @@ namespace {
 
 using nb::literals::operator""_a;
 
-void init(Attention* self, nb::handle_t<Manager> cache_manager, Int num_qo_heads, bool causal,
-          Int window_left, std::optional<double> sm_scale, double logits_soft_cap, Int num_threads,
+void init(Attention* self, const Manager& manager, Int num_qo_heads, bool causal, Int window_left,
+          std::optional<double> sm_scale, double logits_soft_cap, Int num_threads,
           Int max_sequences, Int max_q_tokens, Int max_pages) {
   AttentionOptions options;
   options.num_qo_heads = to_int(num_qo_heads, "num_qo_heads");
@@ -25,9 +25,8 @@ void init(Attention* self, nb::handle_t<Manager> cache_manager, Int num_qo_heads
   const PlanCapacity capacity{to_int64(max_sequences, "max_sequences"),
                               to_int64(max_q_tokens, "max_q_tokens"),
                               to_int64(max_pages, "max_pages")};
-  const auto& manager = nb::cast<Manager&>(cache_manager);
   auto attention = std::make_unique<BatchAttention>(*manager.manager, options, capacity);
-  new (self) Attention{nb::borrow(cache_manager), manager.framework, std::move(attention), {}};
+  new (self) Attention{nb::find(manager), manager.framework, std::move(attention), {}};
 }
 
 // One array for the whole batch, or a list of one [q_len, kv_len] array a row.

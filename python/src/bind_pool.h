@@ -29,14 +29,14 @@ void bind_pool_members(nb::class_<T>& cls) {
           "Pages that are free.")
       .def_prop_ro(
           "free_pages",
-          [](nb::handle_t<T> self) {
-            return FreePages{nb::borrow(self), &nb::cast<T&>(self).page_pool()};
+          [](const T& self) {
+            return FreePages{nb::find(self), &self.page_pool()};
           },
           "The free pages, front first: a live, read-only sequence.")
       .def_prop_ro(
           "ref_count",
-          [](nb::handle_t<T> self) {
-            return export_counts(nb::cast<T&>(self).page_pool().ref_counts(), self);
+          [](const T& self) {
+            return export_counts(self.page_pool().ref_counts(), nb::find(self));
           },
           nb::sig("def ref_count(self) -> numpy.typing.NDArray[numpy.int32]"),
           "int32 [num_pages]: references of each page, 0 = free. A live, read-only view.")

@@ -30,12 +30,13 @@ void adopt_all(nb::handle descriptor, CacheDescriptor& sequences, nb::handle map
 
 void init(nb::handle_t<Descriptor> handle, nb::object cache_manager, nb::object sequences) {
   auto* self = nb::inst_ptr<Descriptor>(handle);
-  if (nb::isinstance<Manager>(cache_manager)) {
-    const auto& manager = nb::cast<Manager&>(cache_manager);
-    auto descriptor = std::make_unique<CacheDescriptor>(*manager.manager);
-    new (self) Descriptor{std::move(cache_manager), manager.framework, std::move(descriptor)};
-  } else if (nb::isinstance<Pool>(cache_manager)) {
-    auto descriptor = std::make_unique<CacheDescriptor>(nb::cast<Pool&>(cache_manager).page_pool());
+  const Manager* manager = nullptr;
+  const Pool* pool = nullptr;
+  if (nb::try_cast(cache_manager, manager, false) && manager != nullptr) {
+    auto descriptor = std::make_unique<CacheDescriptor>(*manager->manager);
+    new (self) Descriptor{std::move(cache_manager), manager->framework, std::move(descriptor)};
+  } else if (nb::try_cast(cache_manager, pool, false) && pool != nullptr) {
+    auto descriptor = std::make_unique<CacheDescriptor>(*pool->pool);
     new (self) Descriptor{std::move(cache_manager), Framework::kNumpy, std::move(descriptor)};
   } else {
     throw_type_error(concat("cache_manager: got ", class_name(cache_manager),
@@ -236,7 +237,7 @@ void bind_descriptor(nb::module_& m) {
           "Tokens a page.")
       .def_prop_ro(
           "seq_id_to_data",
-          [](nb::handle_t<Descriptor> self) { return type_of("SequenceMapping")(self); },
+          [](const Descriptor& self) { return type_of("SequenceMapping")(nb::find(self)); },
           nb::sig("def seq_id_to_data(self) -> seqattn._types.SequenceMapping"),
           "The sequences as a live mapping from id to SequenceData.");
   bind_growth(cls);

@@ -28,18 +28,16 @@ TensorView all_layers(PagedKVCacheManager& manager, TensorView (PagedKVCacheMana
   return all;
 }
 
-nb::object key_cache(nb::handle_t<Manager> handle) {
-  const auto& self = nb::cast<Manager&>(handle);
+nb::object key_cache(const Manager& self) {
   if (self.keys.is_valid()) return self.keys;
   return export_array(self.framework, all_layers(*self.manager, &PagedKVCacheManager::key_cache),
-                      handle);
+                      nb::find(self));
 }
 
-nb::object value_cache(nb::handle_t<Manager> handle) {
-  const auto& self = nb::cast<Manager&>(handle);
+nb::object value_cache(const Manager& self) {
   if (self.values.is_valid()) return self.values;
   return export_array(self.framework, all_layers(*self.manager, &PagedKVCacheManager::value_cache),
-                      handle);
+                      nb::find(self));
 }
 
 void init(Manager* self, Int num_pages, Int page_size, Int num_heads, Int head_dim, Any dtype,
@@ -206,9 +204,7 @@ void bind_manager(nb::module_& m) {
   bind_attributes(cls);
   cls.def(
          "get_memory_tensors",
-         [](nb::handle_t<Manager> self) {
-           return nb::make_tuple(key_cache(self), value_cache(self));
-         },
+         [](const Manager& self) { return nb::make_tuple(key_cache(self), value_cache(self)); },
          nb::sig("def get_memory_tensors(self) -> tuple[typing.Any, typing.Any]"),
          "(key_cache, value_cache).")
       .def("append_kv", &append_kv, "keys"_a, "values"_a, "flashinfer_data"_a,

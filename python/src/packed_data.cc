@@ -13,9 +13,8 @@ using nb::literals::operator""_a;
 using Field = std::span<const std::int32_t> (FlashInferPackedData::*)() const noexcept;
 
 template <Field field>
-nb::object export_field(nb::handle_t<PackedData> handle) {
-  const auto& self = nb::cast<PackedData&>(handle);
-  return export_ints(self.framework, (self.data.*field)(), handle);
+nb::object export_field(const PackedData& self) {
+  return export_ints(self.framework, (self.data.*field)(), nb::find(self));
 }
 
 void init(PackedData* self, Ints indices, Ints indptr, Ints last_page_len) {

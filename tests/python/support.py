@@ -1,6 +1,8 @@
 """What the tests share: small managers, snapshots, the reference attention, a DLPack producer."""
 
 import ctypes
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -16,6 +18,12 @@ def make_manager(num_pages=16, page_size=4, num_heads=2, head_dim=8, dtype="floa
     return seqattn.PagedKVCacheManager(
         num_pages, page_size, num_heads, head_dim, dtype, "cpu", **options
     )
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def to_numpy(array) -> np.ndarray:
@@ -39,7 +47,16 @@ def snapshot(descriptor, manager=None):
 
 
 def attention_reference(
-    q, k, v, *, causal=True, window_left=-1, sm_scale=None, logits_soft_cap=0.0, mask=None, sinks=None
+    q,
+    k,
+    v,
+    *,
+    causal=True,
+    window_left=-1,
+    sm_scale=None,
+    logits_soft_cap=0.0,
+    mask=None,
+    sinks=None,
 ):
     """Plain attention of one row in float64.
 

@@ -344,7 +344,14 @@ def test_pages_are_read_and_copied():
     for copies in ([(0, 9)], [(9, 0)], [(0, 99)], [(0,)], [(0, 1, 2)], [(0, 2**40)]):
         with pytest.raises(InvalidArgumentError):
             manager.copy_pages(copies)
-    for first, count, layer in [(0, 13, 0), (-1, 2, 0), (0, -1, 0), (5, 8, 0), (0, 1, 2), (2**62,) * 3]:
+    for first, count, layer in [
+        (0, 13, 0),
+        (-1, 2, 0),
+        (0, -1, 0),
+        (5, 8, 0),
+        (0, 1, 2),
+        (2**62,) * 3,
+    ]:
         with pytest.raises(InvalidArgumentError):
             manager.read_kv(pages, first, count, layer)
 

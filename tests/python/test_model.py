@@ -77,7 +77,7 @@ class Model(RuleBasedStateMachine):
         try:
             self.real.truncate(seq_id, count)
         except (seqattn.UnknownSequenceError, seqattn.InvalidArgumentError):
-            assert count > len(self.tokens.get(seq_id, []))or seq_id not in self.tokens
+            assert count > len(self.tokens.get(seq_id, [])) or seq_id not in self.tokens
         else:
             del self.tokens[seq_id][count:]
 

@@ -6,7 +6,8 @@ import torch
 
 
 @pytest.mark.parametrize(
-    "dtype,device", [(torch.float16, "cpu"), (torch.float16, torch.device("cpu")), ("float16", "cpu")]
+    "dtype,device",
+    [(torch.float16, "cpu"), (torch.float16, torch.device("cpu")), ("float16", "cpu")],
 )
 def test_original_readme(dtype, device):
     from seqattn import CacheDescriptor, PagedKVCacheManager

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import run_python
 
 import seqattn
 
@@ -15,12 +16,6 @@ ORIGINAL = {
     "CacheDescriptor",
     "HeadIDGenerator",
 }
-
-
-def run_python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_every_name_of_the_original_is_there():
