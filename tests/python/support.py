@@ -15,9 +15,7 @@ TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": 
 
 
 def make_manager(num_pages=16, page_size=4, num_heads=2, head_dim=8, dtype="float32", **options):
-    return seqattn.PagedKVCacheManager(
-        num_pages, page_size, num_heads, head_dim, dtype, "cpu", **options
-    )
+    return seqattn.PagedKVCacheManager(num_pages, page_size, num_heads, head_dim, dtype, "cpu", **options)
 
 
 def run_python(code: str) -> str:
@@ -37,8 +35,7 @@ def snapshot(descriptor, manager=None):
     """Everything that a failed call must leave as it was."""
     pool = descriptor.cache_manager if manager is None else manager
     tables = {
-        seq_id: (tuple(data.kv_page_indices), data.last_page_len)
-        for seq_id, data in descriptor.seq_id_to_data.items()
+        seq_id: (tuple(data.kv_page_indices), data.last_page_len) for seq_id, data in descriptor.seq_id_to_data.items()
     }
     storage = ()
     if hasattr(pool, "key_cache"):

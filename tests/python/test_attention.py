@@ -36,9 +36,7 @@ class Batch:
 
     def __init__(self, rng, dtype, layout="NHD"):
         self.rng = rng
-        self.manager = make_manager(
-            64, 4, HEADS, DIM, dtype, kv_layout=layout, head_dim_v=DIM_V, num_layers=2
-        )
+        self.manager = make_manager(64, 4, HEADS, DIM, dtype, kv_layout=layout, head_dim_v=DIM_V, num_layers=2)
         self.descriptor = CacheDescriptor(self.manager)
         for seq_id, (before, _) in enumerate(ROWS):
             self.descriptor.allocate([seq_id], [before])
@@ -53,9 +51,7 @@ class Batch:
         keys = self.rng.standard_normal((sum(lengths), HEADS, DIM), np.float32)
         values = self.rng.standard_normal((sum(lengths), HEADS, DIM_V), np.float32)
         indptr = np.cumsum([0, *lengths])
-        self.manager.append_kv(
-            keys, values, self.descriptor.pack_for_flashinfer(ids), indptr, layer=1
-        )
+        self.manager.append_kv(keys, values, self.descriptor.pack_for_flashinfer(ids), indptr, layer=1)
 
     def stored(self, row):
         length = sum(ROWS[row])
@@ -70,9 +66,7 @@ def check(batch, q, out, lse, dtype_out, mask=None, sinks=None, **options):
         tokens = slice(batch.qo_indptr[row], batch.qo_indptr[row + 1])
         keys, values = batch.stored(row)
         row_mask = None if mask is None else mask[row]
-        expected_out, expected_lse = attention_reference(
-            q[tokens], keys, values, mask=row_mask, sinks=sinks, **options
-        )
+        expected_out, expected_lse = attention_reference(q[tokens], keys, values, mask=row_mask, sinks=sinks, **options)
         tol = tolerance(dtype_out, before + new, DIM, np.abs(to_numpy(values)).max(initial=1))
         np.testing.assert_allclose(to_numpy(out)[tokens], expected_out, rtol=0, atol=tol)
         tol = tolerance("float32", before + new, DIM, 4.0)
@@ -274,9 +268,7 @@ def test_states_of_two_halves_merge_into_the_whole(framework, rng):
     q = rng.standard_normal((4, 2, 8), np.float32)
     k, v = rng.standard_normal((2, 10, 2, 8), np.float32)
     halves = [attention_reference(q, k[s], v[s], causal=False) for s in (slice(0, 6), slice(6, 10))]
-    (out_a, lse_a), (out_b, lse_b) = (
-        tuple(convert(x.astype(np.float32)) for x in half) for half in halves
-    )
+    (out_a, lse_a), (out_b, lse_b) = (tuple(convert(x.astype(np.float32)) for x in half) for half in halves)
     out, lse = merge_states(out_a, lse_a, out_b, lse_b)
     assert isinstance(out, type(out_a)) and isinstance(lse, type(out_a))
     expected_out, expected_lse = attention_reference(q, k, v, causal=False)

@@ -47,9 +47,7 @@ numbers = st.one_of(
     st.integers(-3, 20),
     st.sampled_from([2**31 - 1, 2**31, -(2**31), 2**62, 2**63 - 1, 2**63, -(2**63), 2**200]),
 )
-others = st.sampled_from(
-    [None, 1.5, float("nan"), "cpu", b"\x00", object(), [], (), {}, [[1]], [None], int, "float16"]
-)
+others = st.sampled_from([None, 1.5, float("nan"), "cpu", b"\x00", object(), [], (), {}, [[1]], [None], int, "float16"])
 anything = st.one_of(numbers, others, st.lists(numbers, max_size=4), st.sampled_from(ARRAYS))
 
 
