@@ -252,7 +252,7 @@ def test_the_cache_starts_as_zeros_and_unwritten_slots_never_reach_an_output(rng
         {"head_dim": -8},
         {"head_dim_v": -1},
         {"num_layers": 0},
-        {"num_pages": 2**30, "page_size": 2**20, "num_heads": 2**10, "head_dim": 2**10},
+        {"num_pages": 2**20, "page_size": 2**30, "num_heads": 2**10, "head_dim": 2**10},
     ],
 )
 def test_sizes_out_of_range_are_refused(sizes):
