@@ -192,15 +192,15 @@ class Screen:
 
 
 def report(result: dict) -> str:
-    r = result
-    checked = r.get("checked_tokens")
-    check = f"\ncheck      all {checked} tokens are those of dense attention without a cache" if checked else ""
-    return (
-        f"prefill    {r['prefill_tokens']} tokens, {r['prefill_tokens_per_second']:.0f} tokens/s\n"
-        f"decode     {r['decode_tokens']} tokens, {r['decode_tokens_per_second']:.1f} tokens/s, {r['decode_steps']} steps\n"
-        f"attention  {r['attention_share']:.1%} of that time, in {r['kernel']}\n"
-        f"pages      {r['pages']} at the peak; {r['pages_without_sharing']} without sharing" + check
-    )
+    lines = [
+        "prefill    {prefill_tokens} tokens, {prefill_tokens_per_second:.0f} tokens/s",
+        "decode     {decode_tokens} tokens, {decode_tokens_per_second:.1f} tokens/s, {decode_steps} steps",
+        "attention  {attention_share:.1%} of that time, in {kernel}",
+        "pages      {pages} at the peak; {pages_without_sharing} without sharing",
+    ]
+    if "checked_tokens" in result:
+        lines.append("check      all {checked_tokens} tokens are those of dense attention without a cache")
+    return "\n".join(lines).format(**result)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -119,7 +119,7 @@ def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
 
 
 class Tokenizer:
-    """Byte-level BPE, and the chat format. Text never becomes a control token, so a question cannot end its own turn."""
+    """Byte-level BPE and the chat format. Text never becomes a control token: no question can end its own turn."""
 
     def __init__(self, tokens: list[str], merges: list[str]) -> None:
         bpe = tokenizers.models.BPE({token: i for i, token in enumerate(tokens)}, [tuple(m.split(" ")) for m in merges])

@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 
-import dense_check
-import generate
 import numpy as np
 import pytest
-import smollm2
 from tiny_model import write_model
+
+import dense_check
+import generate
+import smollm2
 
 SYSTEM = "the quick brown fox jumps over the lazy dog"
 
@@ -150,8 +151,8 @@ def test_a_damaged_model_is_one_line(tmp_path, model_path, kind):
         ({"scale": float("inf")}, "the tensor token_embd.weight holds values that are not finite"),
     ],
 )
-def test_another_kind_of_model_is_one_line(tmp_path, seed, change, words):
-    assert_one_line(ask(write_model(tmp_path / "other.gguf", seed, **change), "one"), words)
+def test_another_kind_of_model_is_one_line(tmp_path, change, words):
+    assert_one_line(ask(write_model(tmp_path / "other.gguf", **change), "one"), words)
 
 
 def test_a_missing_model_is_one_line(tmp_path):
