@@ -226,7 +226,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
-    import seqattn  # here, not above: main sets the number of BLAS threads before numpy is first imported
+    import seqattn  # here, not above: BLAS and OpenMP read the variables that main sets when they are first loaded
     import smollm2
 
     out = sys.stderr if args.json else sys.stdout
@@ -277,6 +277,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     if args.threads:
         os.environ["OPENBLAS_NUM_THREADS"] = str(args.threads)
+    # BLAS and seqattn take turns; OpenMP threads that go on spinning after their turn would hold up BLAS's threads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         return run(args)
     except ImportError as error:
