@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <functional>
+#include <limits>
 #include <utility>
 
 #include "message.h"
@@ -21,16 +22,17 @@ std::string expected(const TensorSpec& spec) {
 
 bool elements_are_apart(const TensorView& tensor) noexcept {
   if (tensor.num_elements() == 0) return true;
-  std::array<std::pair<std::int64_t, std::int64_t>, TensorView::kMaxRank> dims;  // {stride, size}
-  int rank = 0;
+  using Dimension = std::pair<std::int64_t, std::int64_t>;  // {stride, size}
+  std::array<Dimension, TensorView::kMaxRank> dims;
+  dims.fill({std::numeric_limits<std::int64_t>::max(), 1});  // one element never meets another
   for (int i = 0; i < tensor.rank; ++i) {
-    if (tensor.shape[i] > 1) dims[rank++] = {tensor.strides[i], tensor.shape[i]};
+    if (tensor.shape[i] > 1) dims[i] = {tensor.strides[i], tensor.shape[i]};
   }
-  std::sort(dims.begin(), dims.begin() + rank);
+  std::sort(dims.begin(), dims.end());
   std::int64_t extent = 1;
-  for (int i = 0; i < rank; ++i) {
-    if (dims[i].first < extent) return false;
-    extent += dims[i].first * (dims[i].second - 1);
+  for (const auto& [stride, size] : dims) {
+    if (stride < extent) return false;
+    extent += stride * (size - 1);
   }
   return true;
 }
