@@ -10,11 +10,12 @@
 namespace seqattn::python {
 namespace {
 
-using nb::literals::operator""_a;
+using namespace nb::literals;
 
-void init(Attention* self, const Manager& manager, Int num_qo_heads, bool causal, Int window_left,
-          std::optional<double> sm_scale, double logits_soft_cap, Int num_threads,
-          Int max_sequences, Int max_q_tokens, Int max_pages) {
+void init(Attention* self, const Manager& manager, const Int& num_qo_heads, bool causal,
+          const Int& window_left, std::optional<double> sm_scale, double logits_soft_cap,
+          const Int& num_threads, const Int& max_sequences, const Int& max_q_tokens,
+          const Int& max_pages) {
   AttentionOptions options;
   options.num_qo_heads = to_int(num_qo_heads, "num_qo_heads");
   options.causal = causal;
@@ -50,7 +51,7 @@ std::vector<std::uint8_t> to_mask(nb::handle mask, const FlashInferPackedData& p
   return bytes;
 }
 
-void plan(Attention& self, const PackedData& packed, Ints qo_indptr_list, Any mask) {
+void plan(Attention& self, const PackedData& packed, const Ints& qo_indptr_list, const Any& mask) {
   const auto qo_indptr = to_ints<std::int32_t>(qo_indptr_list, "qo_indptr");
   const int page_size = nb::cast<Manager&>(self.owner).page_pool().page_size();
   const std::vector<std::uint8_t> bytes = to_mask(mask, packed.data, qo_indptr, page_size);
@@ -59,7 +60,8 @@ void plan(Attention& self, const PackedData& packed, Ints qo_indptr_list, Any ma
   self.attention->plan(packed.data, qo_indptr, {.mask = bytes});
 }
 
-void append_kv(const Attention& self, Array keys, Array values, Int layer_index) {
+void append_kv(const Attention& self, const Array& keys, const Array& values,
+               const Int& layer_index) {
   const Import k = import_array(keys, "keys"), v = import_array(values, "values");
   const int layer = to_int(layer_index, "layer");
   nb::gil_scoped_release release;
@@ -67,8 +69,8 @@ void append_kv(const Attention& self, Array keys, Array values, Int layer_index)
   self.attention->append_kv(k.view, v.view, layer);
 }
 
-nb::object run(const Attention& self, Array q, Array out, bool return_lse, Array sink_logits,
-               Int layer_index, Array lse) {
+nb::object run(const Attention& self, const Array& q, const Array& out, bool return_lse,
+               const Array& sink_logits, const Int& layer_index, const Array& lse) {
   const Import q_in = import_array(q, "q");
   const Import sinks = import_optional(sink_logits, "sink_logits");
   const Import out_given = import_optional(out, "out", Access::kWrite);
@@ -95,7 +97,7 @@ nb::object run(const Attention& self, Array q, Array out, bool return_lse, Array
   return nb::make_tuple(result.object, result_lse.object);
 }
 
-nb::tuple merge(Array out_a, Array lse_a, Array out_b, Array lse_b) {
+nb::tuple merge(const Array& out_a, const Array& lse_a, const Array& out_b, const Array& lse_b) {
   const Import a = import_array(out_a, "out_a"), a_lse = import_array(lse_a, "lse_a");
   const Import b = import_array(out_b, "out_b"), b_lse = import_array(lse_b, "lse_b");
   const auto shape = [](const TensorView& view) {

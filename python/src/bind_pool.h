@@ -17,7 +17,7 @@ struct FreePages {
 // What PagePool and PagedKVCacheManager have in common: the pool's attributes and methods.
 template <class T>
 void bind_pool_members(nb::class_<T>& cls) {
-  using nb::literals::operator""_a;
+  using namespace nb::literals;
   cls.def_prop_ro(
          "num_pages", [](const T& self) { return self.page_pool().num_pages(); },
          "Pages of the pool.")
@@ -42,7 +42,7 @@ void bind_pool_members(nb::class_<T>& cls) {
           "int32 [num_pages]: references of each page, 0 = free. A live, read-only view.")
       .def(
           "allocate",
-          [](const T& self, Int num_pages) {
+          [](const T& self, const Int& num_pages) {
             return self.page_pool().allocate(to_int64(num_pages, "num_pages"));
           },
           "num_pages"_a,
@@ -50,7 +50,7 @@ void bind_pool_members(nb::class_<T>& cls) {
           "Raises InvalidArgumentError for a negative number, NoPageError when fewer are free.")
       .def(
           "ref",
-          [](const T& self, Ints pages) {
+          [](const T& self, const Ints& pages) {
             self.page_pool().ref(to_ints<PageId>(pages, "page_indices"));
           },
           "page_indices"_a,
@@ -58,7 +58,7 @@ void bind_pool_members(nb::class_<T>& cls) {
           "Raises InvalidArgumentError, having changed nothing, for a free or unknown page.")
       .def(
           "unref",
-          [](const T& self, Ints pages) {
+          [](const T& self, const Ints& pages) {
             self.page_pool().unref(to_ints<PageId>(pages, "page_indices"));
           },
           "page_indices"_a,
@@ -67,7 +67,7 @@ void bind_pool_members(nb::class_<T>& cls) {
           "count that would fall below 0.")
       .def(
           "release_pages",
-          [](const T& self, Ints pages) {
+          [](const T& self, const Ints& pages) {
             self.page_pool().release_pages(to_ints<PageId>(pages, "page_indices"));
           },
           "page_indices"_a, "The same as unref.");

@@ -9,7 +9,7 @@
 namespace seqattn::python {
 namespace {
 
-using nb::literals::operator""_a;
+using namespace nb::literals;
 
 nb::object type_of(const char* name) { return nb::module_::import_("seqattn._types").attr(name); }
 
@@ -28,7 +28,7 @@ void adopt_all(nb::handle descriptor, CacheDescriptor& sequences, nb::handle map
   }
 }
 
-void init(nb::handle_t<Descriptor> handle, nb::object cache_manager, nb::object sequences) {
+void init(nb::handle_t<Descriptor> handle, nb::object cache_manager, const nb::object& sequences) {
   auto* self = nb::inst_ptr<Descriptor>(handle);
   const Manager* manager = nullptr;
   const Pool* pool = nullptr;
@@ -52,7 +52,7 @@ nb::object stats(const Descriptor& self) {
                           s.num_shared_pages, s.num_free_pages);
 }
 
-nb::object try_allocate(const Descriptor& self, Ints seq_ids, Ints seq_new_lens) {
+nb::object try_allocate(const Descriptor& self, const Ints& seq_ids, const Ints& seq_new_lens) {
   const Admission admission = self.descriptor->try_allocate(
       to_seq_ids(seq_ids), to_ints<std::int64_t>(seq_new_lens, "seq_new_lens"));
   return type_of("Admission")(admission.ok, admission.needed, admission.available,
@@ -62,7 +62,7 @@ nb::object try_allocate(const Descriptor& self, Ints seq_ids, Ints seq_new_lens)
 void bind_growth(nb::class_<Descriptor>& cls) {
   cls.def(
          "allocate",
-         [](const Descriptor& self, Ints seq_ids, Ints seq_new_lens) {
+         [](const Descriptor& self, const Ints& seq_ids, const Ints& seq_new_lens) {
            return from_page_copies(self.descriptor->allocate(
                to_seq_ids(seq_ids), to_ints<std::int64_t>(seq_new_lens, "seq_new_lens")));
          },
@@ -79,7 +79,7 @@ void bind_growth(nb::class_<Descriptor>& cls) {
            "The same, with a full pool as a value instead of an exception.")
       .def(
           "allocate_decoding",
-          [](const Descriptor& self, Ints seq_ids) {
+          [](const Descriptor& self, const Ints& seq_ids) {
             return from_page_copies(self.descriptor->allocate_decoding(to_seq_ids(seq_ids)));
           },
           "seq_ids"_a,
@@ -88,13 +88,13 @@ void bind_growth(nb::class_<Descriptor>& cls) {
           "Grows each sequence by one token. Raises UnknownSequenceError too.")
       .def(
           "release",
-          [](const Descriptor& self, Ints seq_ids) {
+          [](const Descriptor& self, const Ints& seq_ids) {
             return self.descriptor->release(to_seq_ids(seq_ids));
           },
           "seq_ids"_a, "Drops sequences; unknown ids are ignored. Returns how many there were.")
       .def(
           "truncate",
-          [](const Descriptor& self, Int seq_id, Int num_tokens) {
+          [](const Descriptor& self, const Int& seq_id, const Int& num_tokens) {
             self.descriptor->truncate(to_seq_id(seq_id), to_int64(num_tokens, "num_tokens"));
           },
           "seq_id"_a, "num_tokens"_a,
@@ -107,7 +107,8 @@ void bind_growth(nb::class_<Descriptor>& cls) {
 void bind_sharing(nb::class_<Descriptor>& cls) {
   cls.def(
          "fork",
-         [](const Descriptor& self, Int parent, Int child, OptionalInt num_tokens) {
+         [](const Descriptor& self, const Int& parent, const Int& child,
+            const OptionalInt& num_tokens) {
            self.descriptor->fork(to_int64(parent, "parent"), to_int64(child, "child"),
                                  num_tokens.is_none() ? kAll : to_int64(num_tokens, "num_tokens"));
          },
@@ -117,7 +118,7 @@ void bind_sharing(nb::class_<Descriptor>& cls) {
          "or the parent is shorter.")
       .def(
           "attach",
-          [](const Descriptor& self, Int seq_id, Ints pages, Int num_tokens) {
+          [](const Descriptor& self, const Int& seq_id, const Ints& pages, const Int& num_tokens) {
             self.descriptor->attach(to_seq_id(seq_id), to_ints<PageId>(pages, "page_indices"),
                                     to_int64(num_tokens, "num_tokens"));
           },
@@ -125,7 +126,7 @@ void bind_sharing(nb::class_<Descriptor>& cls) {
           "Starts a sequence over pages that live already, taking a reference to each.")
       .def(
           "adopt",
-          [](const Descriptor& self, Int seq_id, Ints pages, Int num_tokens) {
+          [](const Descriptor& self, const Int& seq_id, const Ints& pages, const Int& num_tokens) {
             self.descriptor->adopt(to_seq_id(seq_id), to_ints<PageId>(pages, "page_indices"),
                                    to_int64(num_tokens, "num_tokens"));
           },
@@ -137,7 +138,7 @@ void bind_sharing(nb::class_<Descriptor>& cls) {
 void bind_queries(nb::class_<Descriptor>& cls) {
   cls.def(
          "pack_for_flashinfer",
-         [](const Descriptor& self, Ints seq_ids) {
+         [](const Descriptor& self, const Ints& seq_ids) {
            return PackedData{self.descriptor->pack_for_flashinfer(to_seq_ids(seq_ids)),
                              self.framework};
          },
@@ -145,26 +146,26 @@ void bind_queries(nb::class_<Descriptor>& cls) {
          "The batch as CSR arrays, rows in the order of the ids. Raises UnknownSequenceError.")
       .def(
           "length",
-          [](const Descriptor& self, Int seq_id) {
+          [](const Descriptor& self, const Int& seq_id) {
             return self.descriptor->length(to_seq_id(seq_id));
           },
           "seq_id"_a, "The next absolute position.")
       .def(
           "num_kv_tokens",
-          [](const Descriptor& self, Int seq_id) {
+          [](const Descriptor& self, const Int& seq_id) {
             return self.descriptor->num_kv_tokens(to_seq_id(seq_id));
           },
           "seq_id"_a, "The token slots held.")
       .def(
           "pages",
-          [](const Descriptor& self, Int seq_id) {
+          [](const Descriptor& self, const Int& seq_id) {
             const auto pages = self.descriptor->pages(to_seq_id(seq_id));
             return std::vector<PageId>(pages.begin(), pages.end());
           },
           "seq_id"_a, "The pages, in order.")
       .def(
           "sequence",
-          [](const Descriptor& self, Int seq_id) {
+          [](const Descriptor& self, const Int& seq_id) {
             const SequenceData& data = self.descriptor->sequence(to_seq_id(seq_id));
             return type_of("SequenceData")(data.kv_page_indices, data.last_page_len);
           },
@@ -177,13 +178,13 @@ void bind_queries(nb::class_<Descriptor>& cls) {
           "The ids, in no particular order.")
       .def(
           "contains",
-          [](const Descriptor& self, Int seq_id) {
+          [](const Descriptor& self, const Int& seq_id) {
             return self.descriptor->contains(to_seq_id(seq_id));
           },
           "seq_id"_a)
       .def(
           "__contains__",
-          [](const Descriptor& self, Int seq_id) {
+          [](const Descriptor& self, const Int& seq_id) {
             return self.descriptor->contains(to_seq_id(seq_id));
           },
           "seq_id"_a)

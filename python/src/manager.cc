@@ -10,7 +10,7 @@
 namespace seqattn::python {
 namespace {
 
-using nb::literals::operator""_a;
+using namespace nb::literals;
 
 // The storage of all layers as one tensor: of one layer as it is, else with the layer in front.
 TensorView all_layers(PagedKVCacheManager& manager, TensorView (PagedKVCacheManager::*cache)(int)) {
@@ -40,8 +40,9 @@ nb::object value_cache(const Manager& self) {
                       nb::find(self));
 }
 
-void init(Manager* self, Int num_pages, Int page_size, Int num_heads, Int head_dim, Any dtype,
-          Any device, const std::string& kv_layout, OptionalInt head_dim_v, Int num_layers) {
+void init(Manager* self, const Int& num_pages, const Int& page_size, const Int& num_heads,
+          const Int& head_dim, const Any& dtype, const Any& device, const std::string& kv_layout,
+          const OptionalInt& head_dim_v, const Int& num_layers) {
   KVCacheConfig config;
   config.num_pages = to_int64(num_pages, "num_pages");
   config.page_size = to_int(page_size, "page_size");
@@ -54,8 +55,8 @@ void init(Manager* self, Int num_pages, Int page_size, Int num_heads, Int head_d
   config.kv_layout = to_kv_layout(kv_layout);
   auto manager = std::make_unique<PagedKVCacheManager>(config);
   new (self) Manager{is_torch_dtype(dtype) ? Framework::kTorch : Framework::kNumpy,
-                     std::move(dtype),
-                     std::move(device),
+                     dtype,
+                     device,
                      {},
                      {},
                      {},
@@ -84,7 +85,8 @@ nb::object first_tensor(nb::handle tensors) {
   return is_list ? nb::object(tensors[0]) : nb::borrow(tensors);
 }
 
-std::unique_ptr<Manager> from_tensors(Array keys, Array values, const std::string& kv_layout) {
+std::unique_ptr<Manager> from_tensors(const Array& keys, const Array& values,
+                                      const std::string& kv_layout) {
   auto self = std::make_unique<Manager>();
   const std::vector<TensorView> key_views = import_layers(keys, "keys", self->imports);
   const std::vector<TensorView> value_views = import_layers(values, "values", self->imports);
@@ -117,8 +119,8 @@ std::unique_ptr<Manager> from_tensors(Array keys, Array values, const std::strin
   return self;
 }
 
-void append_kv(const Manager& self, Array keys, Array values, const PackedData& packed,
-               Ints append_indptr, Int layer_index) {
+void append_kv(const Manager& self, const Array& keys, const Array& values,
+               const PackedData& packed, const Ints& append_indptr, const Int& layer_index) {
   const Import k = import_array(keys, "keys"), v = import_array(values, "values");
   const auto indptr = to_ints<std::int32_t>(append_indptr, "append_indptr_cpu");
   const int layer = to_int(layer_index, "layer");
@@ -126,8 +128,8 @@ void append_kv(const Manager& self, Array keys, Array values, const PackedData& 
   self.manager->append_kv(k.view, v.view, packed.data, indptr, layer);
 }
 
-nb::tuple read_kv(const Manager& self, Ints page_indices, Int first_token, Int num_tokens,
-                  Int layer_index) {
+nb::tuple read_kv(const Manager& self, const Ints& page_indices, const Int& first_token,
+                  const Int& num_tokens, const Int& layer_index) {
   const auto pages = to_ints<PageId>(page_indices, "page_indices");
   const std::int64_t first = to_int64(first_token, "first"), count = to_int64(num_tokens, "count");
   const int layer = to_int(layer_index, "layer");
@@ -223,7 +225,9 @@ void bind_manager(nb::module_& m) {
            "[count, num_heads, head_dim] and values [count, num_heads, head_dim_v].")
       .def(
           "copy_pages",
-          [](const Manager& self, Any copies) { self.manager->copy_pages(to_page_copies(copies)); },
+          [](const Manager& self, const Any& copies) {
+            self.manager->copy_pages(to_page_copies(copies));
+          },
           "copies"_a,
           "Copies pages (source, target) in every layer, in order.\n\n"
           "Raises InvalidArgumentError for an unknown or free page.")

@@ -6,27 +6,25 @@
 #include "seqattn/head_id_generator.h"
 #include "seqattn/version.h"
 
-namespace nb = nanobind;
-
 namespace seqattn::python {
 namespace {
 
 void bind_head_id_generator(nb::module_& m) {
-  using nb::literals::operator""_a;
+  using namespace nb::literals;
   nb::class_<HeadIDGenerator>(
       m, "HeadIDGenerator",
       "Ids for per-head sequences: head h of sequence s becomes s * num_kv_heads + h.\n\n"
       "Keep head ids in a descriptor of their own, apart from plain sequence ids.")
       .def(
           "__init__",
-          [](HeadIDGenerator* self, Int num_kv_heads) {
+          [](HeadIDGenerator* self, const Int& num_kv_heads) {
             new (self) HeadIDGenerator(to_int64(num_kv_heads, "num_kv_heads"));
           },
           "num_kv_heads"_a)
       .def_prop_ro("num_kv_heads", &HeadIDGenerator::num_kv_heads, "KV heads of a sequence.")
       .def(
           "get_head_id",
-          [](const HeadIDGenerator& self, Int seq_id, Int head_idx) {
+          [](const HeadIDGenerator& self, const Int& seq_id, const Int& head_idx) {
             return self.get_head_id(to_int64(seq_id, "seq_id"), to_int64(head_idx, "head_idx"));
           },
           "seq_id"_a, "head_idx"_a,

@@ -8,7 +8,7 @@
 namespace seqattn::python {
 namespace {
 
-using nb::literals::operator""_a;
+using namespace nb::literals;
 
 using Field = std::span<const std::int32_t> (FlashInferPackedData::*)() const noexcept;
 
@@ -17,7 +17,7 @@ nb::object export_field(const PackedData& self) {
   return export_ints(self.framework, (self.data.*field)(), nb::find(self));
 }
 
-void init(PackedData* self, Ints indices, Ints indptr, Ints last_page_len) {
+void init(PackedData* self, const Ints& indices, const Ints& indptr, const Ints& last_page_len) {
   const bool torch =
       is_torch_tensor(indices) || is_torch_tensor(indptr) || is_torch_tensor(last_page_len);
   FlashInferPackedData data(to_ints<std::int32_t>(indices, "kv_page_indices"),
@@ -61,7 +61,7 @@ void bind_packed_data(nb::module_& m) {
           "batch_size", [](const PackedData& self) { return self.data.batch_size(); }, "Rows.")
       .def(
           "to_device",
-          [](const PackedData& self, Any device, bool) {
+          [](const PackedData& self, const Any& device, bool) {
             return PackedData{self.data.to_device(to_device(device)), self.framework};
           },
           "device"_a, "non_blocking"_a = true,

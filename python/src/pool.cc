@@ -10,13 +10,13 @@ nb::list free_list(const FreePages& self) {
 }
 
 void bind_free_pages(nb::module_& m) {
-  using nb::literals::operator""_a;
+  using namespace nb::literals;
   nb::class_<FreePages>(m, "FreePages",
                         "The free pages of a pool, front first: a live, read-only sequence.")
       .def("__len__", [](const FreePages& self) { return self.pool->available_pages_count(); })
       .def(
           "__contains__",
-          [](const FreePages& self, Int page) {
+          [](const FreePages& self, const Int& page) {
             const std::int64_t id = to_int64(page, "page");
             return id >= 0 && id < self.pool->num_pages() &&
                    self.pool->ref_count(static_cast<PageId>(id)) == 0;
@@ -24,7 +24,7 @@ void bind_free_pages(nb::module_& m) {
           "page"_a)
       .def(
           "__getitem__",
-          [](const FreePages& self, Int index) {
+          [](const FreePages& self, const Int& index) {
             const std::vector<PageId> pages = self.pool->free_pages();
             const auto size = static_cast<std::int64_t>(pages.size());
             std::int64_t i = to_int64(index, "index");
@@ -38,7 +38,7 @@ void bind_free_pages(nb::module_& m) {
           nb::sig("def __iter__(self) -> collections.abc.Iterator[int]"))
       .def(
           "index",
-          [](const FreePages& self, Int page) {
+          [](const FreePages& self, const Int& page) {
             return nb::cast<std::int64_t>(free_list(self).attr("index")(page));
           },
           "page"_a, "The position of a page. Raises ValueError for one that is not free.")
@@ -50,7 +50,7 @@ void bind_free_pages(nb::module_& m) {
 }  // namespace
 
 void bind_pool(nb::module_& m) {
-  using nb::literals::operator""_a;
+  using namespace nb::literals;
   bind_free_pages(m);
   nb::class_<Pool> cls(
       m, "PagePool",
@@ -59,7 +59,7 @@ void bind_pool(nb::module_& m) {
       "0 <= num_pages < 2**31 and page_size >= 1.");
   cls.def(
       "__init__",
-      [](Pool* self, Int num_pages, Int page_size) {
+      [](Pool* self, const Int& num_pages, const Int& page_size) {
         new (self) Pool{std::make_unique<PagePool>(to_int64(num_pages, "num_pages"),
                                                    to_int(page_size, "page_size"))};
       },
