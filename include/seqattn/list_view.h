@@ -15,11 +15,13 @@ class ListView {
  public:
   constexpr ListView() = default;
   constexpr ListView(std::initializer_list<T> list) : items_(list.begin(), list.size()) {}
+  // NOLINTBEGIN(google-explicit-constructor): arguments convert, as they do to std::span.
   template <class Range>
   requires(std::ranges::contiguous_range<const Range>&& std::ranges::sized_range<const Range>&&
                std::is_same_v<std::ranges::range_value_t<Range>, T>) constexpr ListView(const Range&
                                                                                             range)
       : items_(std::ranges::data(range), std::ranges::size(range)) {}
+  // NOLINTEND(google-explicit-constructor)
 
   constexpr const T* begin() const noexcept { return items_.data(); }
   constexpr const T* end() const noexcept { return items_.data() + items_.size(); }

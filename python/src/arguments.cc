@@ -4,6 +4,7 @@
 #include <nanobind/stl/string.h>
 
 #include <charconv>
+#include <type_traits>
 #include <utility>
 
 namespace seqattn::python {
@@ -14,6 +15,13 @@ using Array = nb::ndarray<nb::ro>;
 template <class From, class T>
 void copy_ints(const Array& array, std::string_view name, std::vector<T>& out) {
   const auto* data = static_cast<const From*>(array.data());
+  if constexpr (std::is_same_v<From, T>) {
+    if (array.stride(0) == 1) {
+      out.assign(data, data + array.shape(0));
+      return;
+    }
+  }
+  out.reserve(array.shape(0));
   for (std::size_t i = 0; i < array.shape(0); ++i) {
     const From number = data[static_cast<std::int64_t>(i) * array.stride(0)];
     require(std::in_range<T>(number), name, ": got ", +number, " at entry ", i,
@@ -29,7 +37,6 @@ std::vector<T> ints_of_array(const Array& array, std::string_view name) {
           name, ": got data on a device; expected host memory: pass its host copy, tensor.cpu()");
   require(array.ndim() == 1, name, ": got ", array.ndim(), " dimensions; expected 1");
   std::vector<T> out;
-  out.reserve(array.shape(0));
   const auto is = [dtype = array.dtype()](nb::dlpack::dtype other) { return dtype == other; };
   if (is(nb::dtype<std::int32_t>())) {
     copy_ints<std::int32_t>(array, name, out);
@@ -89,11 +96,24 @@ std::int64_t to_int64(nb::handle number, std::string_view name) {
   return value;
 }
 
+nb::object portable(nb::handle array) {
+  if (!PyObject_CheckBuffer(array.ptr())) return nb::borrow(array);
+  nb::object view = nb::steal(PyMemoryView_FromObject(array.ptr()));
+  if (view.is_valid()) return view;
+  PyErr_Clear();
+  const nb::object dtype = nb::getattr(array, "dtype", nb::none());
+  const nb::object name = nb::getattr(dtype, "name", nb::none());
+  if (!nb::hasattr(array, "view") || !name.equal(nb::str("bfloat16"))) return nb::borrow(array);
+  view = nb::steal(PyMemoryView_FromObject(nb::object(array.attr("view")("uint16")).ptr()));
+  if (!view.is_valid()) nb::raise_python_error();
+  return view;
+}
+
 template <class T>
 std::vector<T> to_ints(nb::handle list, std::string_view name) {
   const bool is_plain = PyList_CheckExact(list.ptr()) || PyTuple_CheckExact(list.ptr());
   Array array;
-  if (!is_plain && nb::ndarray_check(list) && nb::try_cast(list, array, false)) {
+  if (!is_plain && nb::ndarray_check(list) && nb::try_cast(portable(list), array, false)) {
     return ints_of_array<T>(array, name);
   }
   return ints_of_iterable<T>(list, name);

@@ -29,21 +29,6 @@ bool is_jax_array(nb::handle object) {
   return module.starts_with("jax");
 }
 
-// DLPack and the buffer protocol do not carry numpy's bfloat16 (ml_dtypes), and torch's old
-// exporter no bool: these arrays go as the unsigned integers of the same bits.
-nb::object as_portable(nb::handle object) {
-  if (is_instance_of(object, "numpy", "ndarray")) {
-    const nb::object name = object.attr("dtype").attr("name");
-    if (nb::cast<std::string>(nb::str(name)) == "bfloat16") return object.attr("view")("uint16");
-  } else if (is_torch_tensor(object)) {
-    const nb::object torch = loaded_module("torch");
-    if (object.attr("dtype").is(torch.attr("bool"))) {
-      return object.attr("view")(torch.attr("uint8"));
-    }
-  }
-  return nb::borrow(object);
-}
-
 std::string dtype_name(nb::dlpack::dtype dtype) {
   using Code = nb::dlpack::dtype_code;
   const auto named = [&](const char* name) { return name + std::to_string(dtype.bits); };
@@ -72,17 +57,17 @@ std::string dtype_name(nb::dlpack::dtype dtype) {
 }
 
 ReadOnlyArray import_with(nb::handle object, std::string_view name, Access access) {
-  const nb::object portable = as_portable(object);
+  if (!nb::ndarray_check(object)) throw_no_array(object, name);
+  const nb::object source = portable(object);
   ReadOnlyArray array;
-  if (!nb::ndarray_check(portable)) throw_no_array(object, name);
   if (access == Access::kRead) {
-    if (!nb::try_cast(portable, array, false)) throw_no_array(object, name);
+    if (!nb::try_cast(source, array, false)) throw_no_array(object, name);
     return array;
   }
   nb::ndarray<> writable;
-  const bool imported = !is_jax_array(object) && nb::try_cast(portable, writable, false);
+  const bool imported = !is_jax_array(object) && nb::try_cast(source, writable, false);
   if (imported) return ReadOnlyArray(writable);
-  if (!nb::try_cast(portable, array, false)) throw_no_array(object, name);
+  if (!nb::try_cast(source, array, false)) throw_no_array(object, name);
   throw InvalidArgumentError(
       concat(name, ": got a read-only array; expected one that may be written"));
 }
@@ -157,7 +142,12 @@ Import import_optional(nb::handle object, std::string_view name, Access access) 
 
 void append_mask(nb::handle object, std::string_view name, std::optional<MaskShape> expected,
                  std::vector<std::uint8_t>& out) {
-  const ReadOnlyArray array = import_with(object, name, Access::kRead);
+  // Old versions of torch do not export bool.
+  const nb::object torch = loaded_module("torch");
+  const bool is_torch_bool = is_torch_tensor(object) && object.attr("dtype").is(torch.attr("bool"));
+  const ReadOnlyArray array =
+      import_with(is_torch_bool ? object.attr("view")(torch.attr("uint8")) : nb::borrow(object),
+                  name, Access::kRead);
   const bool is_byte =
       array.dtype() == nb::dtype<bool>() || array.dtype() == nb::dtype<std::uint8_t>();
   require(is_byte, name, ": got ", dtype_name(array.dtype()), "; expected bool or uint8");
