@@ -56,9 +56,9 @@ inline void hide_by_position(const AttentionCall& call, const QueryTile& tile,
         std::min<std::int64_t>(lane % shape.stride, static_cast<std::int64_t>(shape.num_rows) - 1);
     const KVRange visible = visible_keys(call.shape, tile.row, (tile.first_row + row) / group);
     // A vector's lanes may belong to several tokens: compare with the vector's first one.
-    const auto token = static_cast<float>(lane / shape.stride);
-    scratch.first_visible[lane] = relative(visible.begin) - token;
-    scratch.end_visible[lane] = relative(visible.end) - token;
+    const std::size_t token = lane / shape.stride;
+    scratch.first_visible[lane] = relative(visible.begin) - static_cast<float>(token);
+    scratch.end_visible[lane] = relative(visible.end) - static_cast<float>(token);
   }
   const std::size_t tokens_at_once = shape.width / shape.stride;
   const Floats hidden = hn::Set(kFloatTag, kMinusInfinity);
