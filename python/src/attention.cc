@@ -69,6 +69,13 @@ void append_kv(const Attention& self, const Array& keys, const Array& values,
   self.attention->append_kv(k.view, v.view, layer);
 }
 
+// Of the present plan, which another thread may be replacing. Waiting with the GIL is safe: nobody
+// asks for the GIL while holding the mutex.
+std::int64_t num_planned_tokens(const Attention& self) {
+  const std::shared_lock lock(self.mutex);
+  return self.attention->num_q_tokens();
+}
+
 nb::object run(const Attention& self, const Array& q, const Array& out, bool return_lse,
                const Array& sink_logits, const Int& layer_index, const Array& lse) {
   const Import q_in = import_array(q, "q");
@@ -76,16 +83,16 @@ nb::object run(const Attention& self, const Array& q, const Array& out, bool ret
   const Import out_given = import_optional(out, "out", Access::kWrite);
   const Import lse_given = import_optional(lse, "lse", Access::kWrite);
   const int layer = to_int(layer_index, "layer");
-  const std::int64_t num_tokens = self.attention->num_q_tokens();
   const int num_heads = self.attention->options().num_qo_heads;
 
   NewArray result{out, out_given.view}, result_lse{lse, lse_given.view};
   if (out.is_none()) {
     const int head_dim_v = nb::cast<Manager&>(self.owner).manager->config().head_dim_v;
-    result = new_array(self.framework, q_in.view.dtype, {num_tokens, num_heads, head_dim_v});
+    result = new_array(self.framework, q_in.view.dtype,
+                       {num_planned_tokens(self), num_heads, head_dim_v});
   }
   if (return_lse && lse.is_none()) {
-    result_lse = new_array(self.framework, DType::kFloat32, {num_tokens, num_heads});
+    result_lse = new_array(self.framework, DType::kFloat32, {num_planned_tokens(self), num_heads});
   }
   {
     nb::gil_scoped_release release;
