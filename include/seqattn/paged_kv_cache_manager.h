@@ -28,6 +28,7 @@ struct KVCacheConfig {
 
 class Backend;  // src/core/backend.h
 struct Plane;
+struct AppendBatch;  // src/core/append_batch.h
 
 // A page pool and its storage: keys and values of `num_layers` layers, all under one page table.
 //
@@ -110,6 +111,9 @@ class SEQATTN_EXPORT PagedKVCacheManager {
   std::span<const Plane> layer_planes(
       int layer) const;  // {keys, values}; throws for an unknown layer
   void enqueue_copies(std::span<const PageCopy> copies, Stream stream) const;
+  // The append of `append_kv` and of BatchAttention: checks the tensors and the pages, writes.
+  void append_rows(const TensorView& keys, const TensorView& values, const AppendBatch& batch,
+                   int layer, Stream stream) const;
 
   KVCacheConfig config_;
   Backend& backend_;
