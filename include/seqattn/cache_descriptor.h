@@ -26,7 +26,7 @@ struct SequenceData {
 struct Admission {
   bool ok = false;
   std::int64_t needed = 0;     // pages that the call takes
-  std::int64_t available = 0;  // pages that were free when it was made
+  std::int64_t available = 0;  // pages that were free when that was decided, after any reclaim
   std::vector<PageCopy> copies;
   explicit operator bool() const noexcept { return ok; }
 };
@@ -127,6 +127,9 @@ class SEQATTN_EXPORT CacheDescriptor {
 
  private:
   friend class GrowTransaction;  // src/core/grow_transaction.h
+
+  // Starts a sequence that takes a reference to each of its pages.
+  void share(SeqId seq_id, SequenceData&& data);
 
   PagePool* pool_;
   PagedKVCacheManager* manager_ = nullptr;

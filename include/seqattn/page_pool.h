@@ -81,6 +81,20 @@ class SEQATTN_EXPORT PagePool {
  private:
   friend class PoolTransaction;  // src/core/pool_transaction.h: prepare and commit of batch calls
 
+  // Where the free list's entry number `n`, counted from the pool's beginning, lies in ring_.
+  std::int64_t ring_index(std::uint64_t n) const noexcept {
+    return num_pages_ == 0 ? 0
+                           : static_cast<std::int64_t>(n % static_cast<std::uint64_t>(num_pages_));
+  }
+  bool contains(PageId page) const noexcept { return page >= 0 && page < num_pages_; }
+  // Throws the InvalidArgumentError that `ref` and `unref` owe for this entry of their list.
+  [[noreturn]] void refuse(const char* call, PageId page, std::size_t entry) const;
+  // True when a reclaimer says that it has made that many more pages free.
+  bool reclaim(std::int64_t num_pages) { return reclaimer_ && reclaimer_->reclaim(num_pages); }
+  // Takes back `unref(pages)`, nothing having changed since but what was taken back already;
+  // `old_tail` is the tail before it.
+  void undo_unref(PageIds pages, std::uint64_t old_tail) noexcept;
+
   std::int64_t num_pages_;
   int page_size_;
   std::uint64_t id_;

@@ -105,7 +105,7 @@ class SEQATTN_EXPORT PagedKVCacheManager {
 
  private:
   friend class BatchAttention;
-  friend class CacheDescriptor;
+  friend class GrowTransaction;
   struct Borrowed {};
   PagedKVCacheManager(const KVCacheConfig& config, Borrowed);
   std::span<const Plane> layer_planes(

@@ -1,0 +1,157 @@
+#include "seqattn/cache_descriptor.h"
+
+#include <span>
+#include <utility>
+
+#include "grow_transaction.h"
+#include "message.h"
+#include "pool_transaction.h"
+#include "seqattn/paged_kv_cache_manager.h"
+
+namespace seqattn {
+namespace {
+
+std::int64_t pages_for(std::int64_t num_tokens, int page_size) noexcept {
+  return num_tokens == 0 ? 0 : (num_tokens - 1) / page_size + 1;
+}
+
+int last_page_len_for(std::int64_t num_tokens, int page_size) noexcept {
+  return num_tokens == 0 ? 0 : static_cast<int>((num_tokens - 1) % page_size) + 1;
+}
+
+// Throws InvalidArgumentError unless these pages are what that many tokens take.
+SequenceData make_sequence(PageIds pages, std::int64_t num_tokens, int page_size) {
+  require(num_tokens >= 0, "num_tokens: got ", num_tokens, "; expected at least 0");
+  const std::int64_t num_pages = pages_for(num_tokens, page_size);
+  require(static_cast<std::int64_t>(pages.size()) == num_pages, "pages: got ", pages.size(),
+          " for ", num_tokens, " tokens in pages of ", page_size, "; expected ", num_pages);
+  return {.kv_page_indices = {pages.begin(), pages.end()},
+          .last_page_len = last_page_len_for(num_tokens, page_size),
+          .length = num_tokens};
+}
+
+std::vector<PageCopy> finish(GrowTransaction& growth, Stream stream) {
+  if (!growth.prepare(stream)) throw NoPageError(growth.needed(), growth.available());
+  growth.commit();
+  return growth.take_copies();
+}
+
+}  // namespace
+
+CacheDescriptor::CacheDescriptor(PagedKVCacheManager& manager)
+    : pool_(&manager.pool()), manager_(&manager) {}
+
+CacheDescriptor::CacheDescriptor(PagePool& pool) : pool_(&pool) {}
+
+CacheDescriptor::~CacheDescriptor() {
+  for (const auto& [seq_id, data] : sequences_) {
+    try {
+      pool_->unref(data.kv_page_indices);
+    } catch (const Error&) {
+      // The caller has dropped references that were not its own. A destructor can tell nobody, and
+      // the pages of the other sequences still go back.
+    }
+  }
+}
+
+std::vector<PageCopy> CacheDescriptor::allocate(SeqIds seq_ids, Lengths seq_new_lens,
+                                                Stream stream) {
+  auto growth = GrowTransaction::by_lengths(*this, seq_ids, seq_new_lens);
+  return finish(growth, stream);
+}
+
+std::vector<PageCopy> CacheDescriptor::allocate_decoding(SeqIds seq_ids, Stream stream) {
+  auto growth = GrowTransaction::by_one_token(*this, seq_ids);
+  return finish(growth, stream);
+}
+
+Admission CacheDescriptor::try_allocate(SeqIds seq_ids, Lengths seq_new_lens, Stream stream) {
+  auto growth = GrowTransaction::by_lengths(*this, seq_ids, seq_new_lens);
+  const bool ok = growth.prepare(stream);
+  if (ok) growth.commit();
+  return {ok, growth.needed(), growth.available(), growth.take_copies()};
+}
+
+std::int64_t CacheDescriptor::release(SeqIds seq_ids) {
+  // Out of the map first, so that a repeated id is found once; back into it when a page turns out
+  // to be free already.
+  std::vector<decltype(sequences_)::node_type> released;
+  released.reserve(seq_ids.size());
+  PoolTransaction transaction(*pool_);
+  try {
+    for (const SeqId seq_id : seq_ids) {
+      auto node = sequences_.extract(seq_id);
+      if (node.empty()) continue;
+      released.push_back(std::move(node));
+      transaction.drop(released.back().mapped().kv_page_indices);
+    }
+  } catch (...) {
+    for (auto& node : released) sequences_.insert(std::move(node));
+    throw;
+  }
+  transaction.commit();
+  return static_cast<std::int64_t>(released.size());
+}
+
+void CacheDescriptor::clear() { release(seq_ids()); }
+
+void CacheDescriptor::share(SeqId seq_id, SequenceData&& data) {
+  const auto [entry, is_new] = sequences_.try_emplace(seq_id, std::move(data));
+  require(is_new, "sequence ", seq_id, " exists; expected a new id: release it first");
+  try {
+    pool_->ref(entry->second.kv_page_indices);
+  } catch (...) {
+    sequences_.erase(entry);
+    throw;
+  }
+}
+
+void CacheDescriptor::fork(SeqId parent, SeqId child, std::int64_t num_tokens) {
+  const SequenceData& data = sequence(parent);
+  if (num_tokens == kAll) num_tokens = data.length;
+  require(num_tokens >= 0 && num_tokens <= data.length, "num_tokens: got ", num_tokens,
+          "; expected 0 to ", data.length, ", the length of sequence ", parent);
+  const int page_size = pool_->page_size();
+  const auto num_pages = static_cast<std::size_t>(pages_for(num_tokens, page_size));
+  share(child,
+        make_sequence(std::span(data.kv_page_indices).first(num_pages), num_tokens, page_size));
+}
+
+void CacheDescriptor::attach(SeqId seq_id, PageIds pages, std::int64_t num_tokens) {
+  share(seq_id, make_sequence(pages, num_tokens, pool_->page_size()));
+}
+
+void CacheDescriptor::adopt(SeqId seq_id, PageIds pages, std::int64_t num_tokens) {
+  SequenceData data = make_sequence(pages, num_tokens, pool_->page_size());
+  std::unordered_map<PageId, std::int64_t> holders;  // of the listed pages, in this descriptor
+  for (const PageId page : pages) ++holders[page];
+  for (const auto& [other_id, other] : sequences_) {
+    if (other_id == seq_id) continue;
+    for (const PageId page : other.kv_page_indices) {
+      if (const auto entry = holders.find(page); entry != holders.end()) ++entry->second;
+    }
+  }
+  for (const PageId page : pages) {
+    const std::int32_t count = pool_->ref_count(page);
+    require(count > 0, "adopt: page ", page, " is free; expected a page in use");
+    require(holders[page] <= count, "adopt: page ", page, " has ", count, " references for ",
+            holders[page], " holders; expected one for each: call ref first, or attach");
+  }
+  sequences_.insert_or_assign(seq_id, std::move(data));
+}
+
+void CacheDescriptor::truncate(SeqId seq_id, std::int64_t num_tokens) {
+  const auto entry = sequences_.find(seq_id);
+  if (entry == sequences_.end()) throw UnknownSequenceError(seq_id);
+  SequenceData& data = entry->second;
+  require(num_tokens >= 0 && num_tokens <= data.length, "num_tokens: got ", num_tokens,
+          "; expected 0 to ", data.length, ", the length of sequence ", seq_id);
+  auto& pages = data.kv_page_indices;
+  const std::int64_t num_pages = pages_for(num_tokens, pool_->page_size());
+  pool_->unref(std::span(pages).subspan(static_cast<std::size_t>(num_pages)));
+  pages.erase(pages.begin() + num_pages, pages.end());
+  data.last_page_len = last_page_len_for(num_tokens, pool_->page_size());
+  data.length = num_tokens;
+}
+
+}  // namespace seqattn

@@ -1,0 +1,122 @@
+#include <limits>
+#include <vector>
+
+#include "message.h"
+#include "seqattn/cache_descriptor.h"
+
+// What a descriptor shows of its sequences: tables, packed batches, statistics, invariants.
+namespace seqattn {
+namespace {
+
+std::int64_t tokens_held(const SequenceData& data, int page_size) noexcept {
+  const auto num_pages = static_cast<std::int64_t>(data.kv_page_indices.size());
+  return num_pages == 0 ? 0 : (num_pages - 1) * page_size + data.last_page_len;
+}
+
+}  // namespace
+
+bool CacheDescriptor::contains(SeqId seq_id) const noexcept {
+  return sequences_.find(seq_id) != sequences_.end();
+}
+
+std::vector<SeqId> CacheDescriptor::seq_ids() const {
+  std::vector<SeqId> ids;
+  ids.reserve(sequences_.size());
+  for (const auto& [seq_id, data] : sequences_) ids.push_back(seq_id);
+  return ids;
+}
+
+const SequenceData& CacheDescriptor::sequence(SeqId seq_id) const {
+  const auto entry = sequences_.find(seq_id);
+  if (entry == sequences_.end()) throw UnknownSequenceError(seq_id);
+  return entry->second;
+}
+
+std::int64_t CacheDescriptor::length(SeqId seq_id) const { return sequence(seq_id).length; }
+
+std::int64_t CacheDescriptor::num_kv_tokens(SeqId seq_id) const {
+  return tokens_held(sequence(seq_id), pool_->page_size());
+}
+
+std::span<const PageId> CacheDescriptor::pages(SeqId seq_id) const {
+  return sequence(seq_id).kv_page_indices;
+}
+
+FlashInferPackedData CacheDescriptor::pack_for_flashinfer(SeqIds seq_ids) const {
+  FlashInferPackedData packed;
+  packed.pool_id_ = pool_->id();
+  packed.indptr_.reserve(seq_ids.size() + 1);
+  packed.last_page_len_.reserve(seq_ids.size());
+  std::vector<std::span<const PageId>> rows;
+  rows.reserve(seq_ids.size());
+  std::size_t total = 0;
+  for (const SeqId seq_id : seq_ids) {
+    const SequenceData& data = sequence(seq_id);
+    total += data.kv_page_indices.size();
+    require(total <= static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max()),
+            "seq_ids: got a batch of ", total, " pages and more; expected fewer than 2^31");
+    rows.emplace_back(data.kv_page_indices);
+    packed.indptr_.push_back(static_cast<std::int32_t>(total));
+    packed.last_page_len_.push_back(data.last_page_len);
+  }
+  packed.indices_.reserve(total);
+  for (const auto& row : rows)
+    packed.indices_.insert(packed.indices_.end(), row.begin(), row.end());
+  return packed;
+}
+
+Stats CacheDescriptor::stats() const {
+  Stats stats{.num_sequences = num_sequences(), .num_free_pages = pool_->available_pages_count()};
+  std::vector<bool> seen(static_cast<std::size_t>(pool_->num_pages()));
+  const auto counts = pool_->ref_counts();
+  for (const auto& [seq_id, data] : sequences_) {
+    stats.num_tokens += tokens_held(data, pool_->page_size());
+    stats.num_page_references += static_cast<std::int64_t>(data.kv_page_indices.size());
+    for (const PageId id : data.kv_page_indices) {
+      const auto page = static_cast<std::size_t>(id);
+      if (seen[page]) continue;
+      seen[page] = true;
+      ++stats.num_pages;
+      if (counts[page] > 1) ++stats.num_shared_pages;
+    }
+  }
+  return stats;
+}
+
+void CacheDescriptor::check_invariants() const {
+  const auto check = [](bool condition, const auto&... parts) {
+    if (!condition) throw Error(concat("CacheDescriptor: ", parts...));
+  };
+  pool_->check_invariants();
+  const int page_size = pool_->page_size();
+  std::vector<std::int32_t> holders(static_cast<std::size_t>(pool_->num_pages()));
+  for (const auto& [seq_id, data] : sequences_) {
+    const bool has_pages = !data.kv_page_indices.empty();
+    check(has_pages ? data.last_page_len >= 1 && data.last_page_len <= page_size
+                    : data.last_page_len == 0,
+          "sequence ", seq_id, " with ", data.kv_page_indices.size(), " pages has ",
+          data.last_page_len, " tokens on the last");
+    check(data.length == tokens_held(data, page_size), "sequence ", seq_id, " of length ",
+          data.length, " holds ", tokens_held(data, page_size), " tokens");
+    for (const PageId page : data.kv_page_indices) {
+      check(page >= 0 && page < pool_->num_pages(), "sequence ", seq_id, " holds page ", page,
+            " of ", pool_->num_pages());
+      ++holders[static_cast<std::size_t>(page)];
+    }
+  }
+  const auto counts = pool_->ref_counts();
+  for (std::size_t page = 0; page < holders.size(); ++page) {
+    check(holders[page] <= counts[page], "page ", page, " has ", counts[page], " references for ",
+          holders[page], " holders");
+  }
+}
+
+std::string CacheDescriptor::to_string() const {
+  std::int64_t num_tokens = 0;
+  for (const auto& [seq_id, data] : sequences_) num_tokens += tokens_held(data, pool_->page_size());
+  return concat("CacheDescriptor(num_sequences=", num_sequences(), ", num_tokens=", num_tokens,
+                ", page_size=", pool_->page_size(), ", available=", pool_->available_pages_count(),
+                ")");
+}
+
+}  // namespace seqattn
