@@ -52,7 +52,7 @@ struct RunOptions {
                                 // joins the softmax denominator, and the LSE
 };
 
-struct AttentionPlan;   // src/core/attention_plan.h
+struct BatchPlan;       // src/core/batch_plan.h
 class AttentionKernel;  // src/core/backend.h
 
 // Attention of a ragged batch over a paged cache: prefill, chunked prefill, decode and any mixture.
@@ -92,9 +92,10 @@ class SEQATTN_EXPORT BatchAttention {
                  Stream stream = {}) const;
 
   // q    [total_q_tokens, num_qo_heads, head_dim], cache dtype or float32
-  // out  [total_q_tokens, num_qo_heads, head_dim_v], cache dtype or float32; may not overlap an
-  // input Throws InvalidArgumentError without a plan, for tensors of another shape, dtype, stride
-  // or device, a read-only output. O(q tokens x kv tokens x heads x head_dim). On a device it
+  // out  [total_q_tokens, num_qo_heads, head_dim_v], cache dtype or float32
+  // The memory ranges of out and lse may meet neither each other nor an input nor the cache. Throws
+  // InvalidArgumentError without a plan, for tensors of another shape, dtype, stride or device, a
+  // read-only output, ranges that meet. O(q tokens x kv tokens x heads x head_dim). On a device it
   // returns before the work is done.
   void run(const TensorView& q, const TensorView& out, const RunOptions& options = {},
            int layer = 0, Stream stream = {}) const;
@@ -109,7 +110,7 @@ class SEQATTN_EXPORT BatchAttention {
   AttentionOptions options_;
   PlanCapacity capacity_;
   std::unique_ptr<AttentionKernel> kernel_;
-  std::unique_ptr<AttentionPlan> plan_;  // null before the first plan
+  std::unique_ptr<BatchPlan> plan_;  // null before the first plan
 };
 
 // Merges attention over two disjoint sets of keys into attention over their union (cascade: Ye et

@@ -43,8 +43,6 @@ struct AttentionPlan {
   std::vector<AttentionRow> rows;
   std::vector<std::uint8_t> mask;  // empty without one
   std::int64_t num_q_tokens = 0;
-  std::vector<std::uint32_t>
-      page_generations;  // debug builds: of page_indices, to notice freed pages
 };
 
 }  // namespace seqattn

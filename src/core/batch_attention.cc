@@ -1,0 +1,162 @@
+#include "seqattn/batch_attention.h"
+
+#include <array>
+#include <cmath>
+#include <utility>
+
+#include "backend.h"
+#include "batch_plan.h"
+#include "message.h"
+#include "seqattn/paged_kv_cache_manager.h"
+#include "tensor_check.h"
+
+namespace seqattn {
+namespace {
+
+AttentionOptions checked(AttentionOptions options, const KVCacheConfig& cache) {
+  require(options.num_qo_heads >= 1 && options.num_qo_heads % cache.num_heads == 0,
+          "num_qo_heads: got ", options.num_qo_heads, "; expected a multiple of the cache's ",
+          cache.num_heads, " heads");
+  require(options.window_left >= -1, "window_left: got ", options.window_left,
+          "; expected at least 0, or -1 for all");
+  if (!options.sm_scale) options.sm_scale = 1 / std::sqrt(static_cast<float>(cache.head_dim));
+  require(std::isfinite(*options.sm_scale), "sm_scale: got ", *options.sm_scale,
+          "; expected a finite number");
+  require(std::isfinite(options.logits_soft_cap) && options.logits_soft_cap >= 0,
+          "logits_soft_cap: got ", options.logits_soft_cap,
+          "; expected a finite number above 0, or 0 for none");
+  require(options.num_threads >= 0, "num_threads: got ", options.num_threads,
+          "; expected at least 1, or 0 for all");
+  return options;
+}
+
+PlanCapacity checked(const PlanCapacity& capacity) {
+  const auto check = [](const char* name, std::int64_t value) {
+    require(value >= 0, name, ": got ", value, "; expected at least 1, or 0 for no limit");
+  };
+  check("max_sequences", capacity.max_sequences);
+  check("max_q_tokens", capacity.max_q_tokens);
+  check("max_pages", capacity.max_pages);
+  return capacity;
+}
+
+AttentionShape shape_of(const AttentionOptions& options, const KVCacheConfig& cache) {
+  return {.num_qo_heads = options.num_qo_heads,
+          .num_kv_heads = cache.num_heads,
+          .head_dim = cache.head_dim,
+          .head_dim_v = cache.head_dim_v,
+          .page_size = cache.page_size,
+          .kv_dtype = cache.dtype,
+          .device = cache.device,
+          .causal = options.causal,
+          .window_left = options.window_left,
+          .sm_scale = *options.sm_scale,
+          .logits_soft_cap = options.logits_soft_cap,
+          .num_threads = options.num_threads};
+}
+
+const BatchPlan& planned(const std::unique_ptr<BatchPlan>& plan, const PagePool& pool) {
+  require(plan != nullptr, "attention: got no batch; expected a call of plan first");
+  plan->check_fresh(pool);
+  return *plan;
+}
+
+struct Named {
+  const char* name;
+  const TensorView& tensor;
+};
+
+// Throws InvalidArgumentError when an output would be written where something else lies.
+void check_apart(std::span<const Named> outputs, std::span<const Named> others) {
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    const auto check = [&](const Named& other) {
+      require(!outputs[i].tensor || !other.tensor || !ranges_meet(outputs[i].tensor, other.tensor),
+              outputs[i].name, ": shares memory with ", other.name,
+              "; expected an output of its own");
+    };
+    for (std::size_t j = i + 1; j < outputs.size(); ++j) check(outputs[j]);
+    for (const Named& other : others) check(other);
+  }
+}
+
+}  // namespace
+
+BatchAttention::BatchAttention(PagedKVCacheManager& manager, const AttentionOptions& options,
+                               const PlanCapacity& capacity)
+    : manager_(&manager),
+      options_(checked(options, manager.config())),
+      capacity_(checked(capacity)),
+      kernel_(manager.backend_.make_attention(shape_of(options_, manager.config()), capacity_)) {}
+
+BatchAttention::~BatchAttention() = default;
+
+void BatchAttention::plan(const FlashInferPackedData& packed,
+                          std::span<const std::int32_t> qo_indptr, const PlanInputs& inputs,
+                          Stream stream) {
+  auto plan = make_batch_plan(manager_->pool(), shape_of(options_, manager_->config()), capacity_,
+                              packed, qo_indptr, inputs);
+  kernel_->plan(plan->attention, stream);
+  plan_ = std::move(plan);
+}
+
+void BatchAttention::append_kv(const TensorView& keys, const TensorView& values, int layer,
+                               Stream stream) const {
+  const BatchPlan& plan = planned(plan_, manager_->pool());
+  manager_->append_rows(keys, values, plan.append_batch(), layer, stream);
+}
+
+void BatchAttention::run(const TensorView& q, const TensorView& out, const RunOptions& options,
+                         int layer, Stream stream) const {
+  const BatchPlan& plan = planned(plan_, manager_->pool());
+  const KVCacheConfig& cache = manager_->config();
+  const auto planes = manager_->layer_planes(layer);
+  const std::array<std::int64_t, 3> q_shape{plan.attention.num_q_tokens, options_.num_qo_heads,
+                                            cache.head_dim};
+  const std::array<std::int64_t, 3> out_shape{q_shape[0], q_shape[1], cache.head_dim_v};
+  TensorSpec spec{.name = "q",
+                  .shape = q_shape,
+                  .dtype = cache.dtype,
+                  .or_float32 = true,
+                  .device = cache.device};
+  check_tensor(q, spec);
+  spec.name = "out";
+  spec.shape = out_shape;
+  spec.output = true;
+  check_tensor(out, spec);
+  spec.dtype = DType::kFloat32;
+  if (options.lse) {
+    spec.name = "lse";
+    spec.shape = std::span(out_shape).first(2);
+    check_tensor(options.lse, spec);
+  }
+  if (options.sink_logits) {
+    spec.name = "sink_logits";
+    spec.shape = std::span(out_shape).subspan(1, 1);
+    spec.output = false;
+    check_tensor(options.sink_logits, spec);
+  }
+  const std::array outputs{Named{"out", out}, Named{"lse", options.lse}};
+  const std::array others{Named{"q", q}, Named{"sink_logits", options.sink_logits},
+                          Named{"the key cache", manager_->key_cache(layer)},
+                          Named{"the value cache", manager_->value_cache(layer)}};
+  check_apart(outputs, others);
+  if (plan.attention.num_q_tokens == 0) return;
+  kernel_->run(planes, q, out, options.lse, options.sink_logits, stream);
+}
+
+std::string_view BatchAttention::kernel_name() const noexcept { return kernel_->name(); }
+
+std::int64_t BatchAttention::num_q_tokens() const noexcept {
+  return plan_ == nullptr ? 0 : plan_->attention.num_q_tokens;
+}
+
+std::string BatchAttention::to_string() const {
+  return concat(
+      "BatchAttention(num_qo_heads=", options_.num_qo_heads,
+      ", num_heads=", manager_->config().num_heads, ", head_dim=", manager_->config().head_dim,
+      ", causal=", options_.causal ? "true" : "false", ", window_left=", options_.window_left,
+      ", sm_scale=", *options_.sm_scale, ", logits_soft_cap=", options_.logits_soft_cap,
+      ", kernel=", kernel_name(), ", num_q_tokens=", num_q_tokens(), ")");
+}
+
+}  // namespace seqattn

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "append_batch.h"
+#include "attention_plan.h"
+#include "seqattn/batch_attention.h"
+#include "seqattn/packed_data.h"
+#include "seqattn/page_pool.h"
+
+namespace seqattn {
+
+// A planned batch: what kernels read, and what the appends of its layers take besides.
+struct BatchPlan {
+  AttentionPlan attention;
+  std::vector<AppendRow> append_rows;  // as many new tokens as queries
+  bool foreign = false;                // of AppendBatch
+  // Debug builds: PagePool::generation of the pages, where they are this pool's own.
+  std::vector<std::uint32_t> page_generations;
+
+  AppendBatch append_batch() const noexcept {
+    return {.page_indices = attention.page_indices, .rows = append_rows, .foreign = foreign};
+  }
+  // Throws InvalidArgumentError when a planned page is known to have been freed since.
+  void check_fresh(const PagePool& pool) const;
+};
+
+// Throws what BatchAttention::plan says. O(pages).
+std::unique_ptr<BatchPlan> make_batch_plan(const PagePool& pool, const AttentionShape& shape,
+                                           const PlanCapacity& capacity,
+                                           const FlashInferPackedData& packed,
+                                           std::span<const std::int32_t> qo_indptr,
+                                           const PlanInputs& inputs);
+
+}  // namespace seqattn

@@ -1,0 +1,16 @@
+#pragma once
+
+#include <span>
+
+#include "backend.h"
+
+// Copies between planes, and between planes and tensors: Backend's members say what they do.
+namespace seqattn {
+
+void copy_pages_cpu(std::span<const Plane> planes, std::span<const PageCopy> copies);
+void write_tokens_cpu(std::span<const Plane> planes, std::span<const TensorView> tensors,
+                      std::span<const TokenRange> ranges);
+void read_tokens_cpu(std::span<const Plane> planes, std::span<const TensorView> tensors,
+                     std::span<const TokenRange> ranges);
+
+}  // namespace seqattn
