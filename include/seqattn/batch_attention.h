@@ -27,13 +27,22 @@ struct AttentionOptions {
   int num_threads = 0;                 // of the CPU backend; 0 = all that OpenMP offers
 };
 
-// The largest batch that `plan` will be given, 0 = no limit. On a device a capacity fixes every
-// buffer, so that plans can be replayed in a captured graph; everywhere a batch beyond it is an
-// error.
+// The largest batch that `plan` will be given, 0 = no limit; a batch beyond it is an error. On a
+// device any capacity at all makes the object safe under CUDA graphs: every buffer is sized once,
+// so that `append_kv` and `run`, captured once, replay any later plan; max_sequences, max_q_tokens
+// and max_pages must then be given.
+//
+// Padding: with max_q_tokens, tensors of tokens (keys, values, q, out, lse) may have that many rows
+// instead of the batch's own number; rows behind the batch's are neither read nor written. While a
+// stream is captured they must.
 struct PlanCapacity {
   std::int64_t max_sequences = 0;
   std::int64_t max_q_tokens = 0;  // summed over the batch
+  std::int64_t max_q_len = 0;     // queries of one sequence; more raise UnsupportedError
   std::int64_t max_pages = 0;     // summed over the batch
+  explicit operator bool() const noexcept {
+    return (max_sequences | max_q_tokens | max_q_len | max_pages) != 0;
+  }
 };
 
 // What a batch may bring besides its tables.
@@ -101,6 +110,7 @@ class SEQATTN_EXPORT BatchAttention {
            int layer = 0, Stream stream = {}) const;
 
   const AttentionOptions& options() const noexcept { return options_; }  // sm_scale resolved
+  const PlanCapacity& capacity() const noexcept { return capacity_; }
   std::string_view kernel_name() const noexcept;  // the path that was chosen, "cpu-avx3-float16"
   std::int64_t num_q_tokens() const noexcept;     // of the present plan
   std::string to_string() const;

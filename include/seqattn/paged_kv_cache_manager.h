@@ -28,7 +28,6 @@ struct KVCacheConfig {
 
 class Backend;  // src/core/backend.h
 struct Plane;
-struct AppendBatch;  // src/core/append_batch.h
 
 // A page pool and its storage: keys and values of `num_layers` layers, all under one page table.
 //
@@ -111,9 +110,9 @@ class SEQATTN_EXPORT PagedKVCacheManager {
   std::span<const Plane> layer_planes(
       int layer) const;  // {keys, values}; throws for an unknown layer
   void enqueue_copies(std::span<const PageCopy> copies, Stream stream) const;
-  // The append of `append_kv` and of BatchAttention: checks the tensors and the pages, writes.
-  void append_rows(const TensorView& keys, const TensorView& values, const AppendBatch& batch,
-                   int layer, Stream stream) const;
+  // Throws InvalidArgumentError unless these are the keys and values of that many new tokens.
+  void check_new_tokens(const TensorView& keys, const TensorView& values, std::int64_t num_tokens,
+                        int layer) const;
 
   KVCacheConfig config_;
   Backend& backend_;

@@ -364,10 +364,10 @@ class BatchAttention:
     """
     Attention of a ragged batch over a paged cache: prefill, chunked prefill, decode and any mixture.
 
-    `plan` once a step; then, for each layer, `append_kv` and `run`. num_qo_heads: a multiple of the cache's num_heads. window_left: a query sees no more than that many keys before its own position, -1 = all. sm_scale: 1 / sqrt(head_dim) unless given. logits_soft_cap: logits become cap * tanh(logit / cap), 0 = no cap. num_threads: 0 = all. max_sequences, max_q_tokens, max_pages: the largest batch, 0 = no limit.
+    `plan` once a step; then, for each layer, `append_kv` and `run`. num_qo_heads: a multiple of the cache's num_heads. window_left: a query sees no more than that many keys before its own position, -1 = all. sm_scale: 1 / sqrt(head_dim) unless given. logits_soft_cap: logits become cap * tanh(logit / cap), 0 = no cap. num_threads: 0 = all. max_sequences, max_q_tokens, max_q_len (of one sequence), max_pages: the largest batch, 0 = no limit; with max_q_tokens, tensors of tokens may have that many rows, of which the batch's come first.
     """
 
-    def __init__(self, cache_manager: PagedKVCacheManager, num_qo_heads: SupportsIndex, *, causal: bool = True, window_left: SupportsIndex = -1, sm_scale: float | None = None, logits_soft_cap: float = 0.0, num_threads: SupportsIndex = 0, max_sequences: SupportsIndex = 0, max_q_tokens: SupportsIndex = 0, max_pages: SupportsIndex = 0) -> None: ...
+    def __init__(self, cache_manager: PagedKVCacheManager, num_qo_heads: SupportsIndex, *, causal: bool = True, window_left: SupportsIndex = -1, sm_scale: float | None = None, logits_soft_cap: float = 0.0, num_threads: SupportsIndex = 0, max_sequences: SupportsIndex = 0, max_q_tokens: SupportsIndex = 0, max_q_len: SupportsIndex = 0, max_pages: SupportsIndex = 0) -> None: ...
 
     def plan(self, flashinfer_data: FlashInferPackedData, qo_indptr: Iterable[int], mask: Any | None = None) -> None:
         """

@@ -15,7 +15,7 @@ using namespace nb::literals;
 void init(Attention* self, const Manager& manager, const Int& num_qo_heads, bool causal,
           const Int& window_left, std::optional<double> sm_scale, double logits_soft_cap,
           const Int& num_threads, const Int& max_sequences, const Int& max_q_tokens,
-          const Int& max_pages) {
+          const Int& max_q_len, const Int& max_pages) {
   AttentionOptions options;
   options.num_qo_heads = to_int(num_qo_heads, "num_qo_heads");
   options.causal = causal;
@@ -25,7 +25,7 @@ void init(Attention* self, const Manager& manager, const Int& num_qo_heads, bool
   options.num_threads = to_int(num_threads, "num_threads");
   const PlanCapacity capacity{to_int64(max_sequences, "max_sequences"),
                               to_int64(max_q_tokens, "max_q_tokens"),
-                              to_int64(max_pages, "max_pages")};
+                              to_int64(max_q_len, "max_q_len"), to_int64(max_pages, "max_pages")};
   auto attention = std::make_unique<BatchAttention>(*manager.manager, options, capacity);
   new (self) Attention{nb::find(manager), manager.framework, std::move(attention), {}};
 }
@@ -69,11 +69,13 @@ void append_kv(const Attention& self, const Array& keys, const Array& values,
   self.attention->append_kv(k.view, v.view, layer);
 }
 
-// Of the present plan, which another thread may be replacing. Waiting with the GIL is safe: nobody
-// asks for the GIL while holding the mutex.
-std::int64_t num_planned_tokens(const Attention& self) {
+// The rows of a new output: those of the present plan, which another thread may be replacing, or
+// of the capacity where q has them. Waiting with the GIL is safe: nobody asks for the GIL while
+// holding the mutex.
+std::int64_t num_output_rows(const Attention& self, const TensorView& q) {
   const std::shared_lock lock(self.mutex);
-  return self.attention->num_q_tokens();
+  const std::int64_t padded = self.attention->capacity().max_q_tokens;
+  return padded > 0 && q.shape[0] == padded ? padded : self.attention->num_q_tokens();
 }
 
 nb::object run(const Attention& self, const Array& q, const Array& out, bool return_lse,
@@ -89,10 +91,11 @@ nb::object run(const Attention& self, const Array& q, const Array& out, bool ret
   if (out.is_none()) {
     const int head_dim_v = nb::cast<Manager&>(self.owner).manager->config().head_dim_v;
     result = new_array(self.framework, q_in.view.dtype,
-                       {num_planned_tokens(self), num_heads, head_dim_v});
+                       {num_output_rows(self, q_in.view), num_heads, head_dim_v});
   }
   if (return_lse && lse.is_none()) {
-    result_lse = new_array(self.framework, DType::kFloat32, {num_planned_tokens(self), num_heads});
+    result_lse =
+        new_array(self.framework, DType::kFloat32, {num_output_rows(self, q_in.view), num_heads});
   }
   {
     nb::gil_scoped_release release;
@@ -141,10 +144,12 @@ void bind_attention(nb::module_& m) {
       "of the cache's num_heads. window_left: a query sees no more than that many keys before its "
       "own position, -1 = all. sm_scale: 1 / sqrt(head_dim) unless given. logits_soft_cap: logits "
       "become cap * tanh(logit / cap), 0 = no cap. num_threads: 0 = all. max_sequences, "
-      "max_q_tokens, max_pages: the largest batch, 0 = no limit.")
+      "max_q_tokens, max_q_len (of one sequence), max_pages: the largest batch, 0 = no limit; with "
+      "max_q_tokens, tensors of tokens may have that many rows, of which the batch's come first.")
       .def("__init__", &init, "cache_manager"_a, "num_qo_heads"_a, nb::kw_only(), "causal"_a = true,
            "window_left"_a = -1, "sm_scale"_a.none() = nb::none(), "logits_soft_cap"_a = 0.0,
-           "num_threads"_a = 0, "max_sequences"_a = 0, "max_q_tokens"_a = 0, "max_pages"_a = 0)
+           "num_threads"_a = 0, "max_sequences"_a = 0, "max_q_tokens"_a = 0, "max_q_len"_a = 0,
+           "max_pages"_a = 0)
       .def("plan", &plan, "flashinfer_data"_a, "qo_indptr"_a, "mask"_a = nb::none(),
            "Validates the batch and prepares it for every layer.\n\n"
            "qo_indptr [batch_size + 1]: row i asks with queries qo_indptr[i] .. qo_indptr[i + 1], "

@@ -48,8 +48,12 @@ class AttentionKernel {
  public:
   virtual ~AttentionKernel();
   virtual std::string_view name() const noexcept = 0;
-  // Takes the batch for the runs to come; the reference stays good until the next plan.
+  // Takes the batch for the appends and runs to come; the reference stays good until the next plan.
+  // When it throws, the batch before stays planned.
   virtual void plan(const AttentionPlan& plan, Stream stream) = 0;
+  // Backend::write_tokens for the last q_len tokens of every planned row, which `ranges` lists.
+  virtual void append(std::span<const Plane> planes, std::span<const TensorView> tensors,
+                      std::span<const TokenRange> ranges, Stream stream) const = 0;
   virtual void run(std::span<const Plane> planes, const TensorView& q, const TensorView& out,
                    const TensorView& lse, const TensorView& sink_logits, Stream stream) const = 0;
 };

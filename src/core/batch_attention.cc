@@ -36,6 +36,7 @@ PlanCapacity checked(const PlanCapacity& capacity) {
   };
   check("max_sequences", capacity.max_sequences);
   check("max_q_tokens", capacity.max_q_tokens);
+  check("max_q_len", capacity.max_q_len);
   check("max_pages", capacity.max_pages);
   return capacity;
 }
@@ -59,6 +60,13 @@ const BatchPlan& planned(const std::unique_ptr<BatchPlan>& plan, const PagePool&
   require(plan != nullptr, "attention: got no batch; expected a call of plan first");
   plan->check_fresh(pool);
   return *plan;
+}
+
+// The rows that a tensor of tokens has to have: the batch's, or the capacity's (PlanCapacity).
+std::int64_t expected_rows(const TensorView& tensor, const BatchPlan& plan,
+                           const PlanCapacity& capacity) {
+  const bool padded = capacity.max_q_tokens > 0 && tensor.shape[0] == capacity.max_q_tokens;
+  return padded ? capacity.max_q_tokens : plan.attention.num_q_tokens;
 }
 
 struct Named {
@@ -102,7 +110,10 @@ void BatchAttention::plan(const FlashInferPackedData& packed,
 void BatchAttention::append_kv(const TensorView& keys, const TensorView& values, int layer,
                                Stream stream) const {
   const BatchPlan& plan = planned(plan_, manager_->pool());
-  manager_->append_rows(keys, values, plan.append_batch(), layer, stream);
+  manager_->check_new_tokens(keys, values, expected_rows(keys, plan, capacity_), layer);
+  const auto ranges = plan_append(manager_->pool(), plan.append_batch());
+  if (ranges.empty()) return;
+  kernel_->append(manager_->layer_planes(layer), std::array{keys, values}, ranges, stream);
 }
 
 void BatchAttention::run(const TensorView& q, const TensorView& out, const RunOptions& options,
@@ -110,8 +121,8 @@ void BatchAttention::run(const TensorView& q, const TensorView& out, const RunOp
   const BatchPlan& plan = planned(plan_, manager_->pool());
   const KVCacheConfig& cache = manager_->config();
   const auto planes = manager_->layer_planes(layer);
-  const std::array<std::int64_t, 3> q_shape{plan.attention.num_q_tokens, options_.num_qo_heads,
-                                            cache.head_dim};
+  const std::array<std::int64_t, 3> q_shape{expected_rows(q, plan, capacity_),
+                                            options_.num_qo_heads, cache.head_dim};
   const std::array<std::int64_t, 3> out_shape{q_shape[0], q_shape[1], cache.head_dim_v};
   TensorSpec spec{.name = "q",
                   .shape = q_shape,

@@ -21,7 +21,7 @@ void check_capacity(const PlanCapacity& capacity, const FlashInferPackedData& pa
 }
 
 // Adds the rows of the batch, and where each would find its mask; returns the size of all masks.
-std::int64_t add_rows(BatchPlan& plan, const AttentionShape& shape,
+std::int64_t add_rows(BatchPlan& plan, const AttentionShape& shape, const PlanCapacity& capacity,
                       const FlashInferPackedData& packed, std::span<const std::int32_t> qo_indptr) {
   std::int64_t mask_size = 0;
   const auto num_rows = static_cast<std::size_t>(packed.batch_size());
@@ -30,6 +30,12 @@ std::int64_t add_rows(BatchPlan& plan, const AttentionShape& shape,
   for (std::size_t i = 0; i < num_rows; ++i) {
     const std::int64_t kv_len = packed.kv_len(static_cast<std::int64_t>(i), shape.page_size);
     const std::int64_t q_len = qo_indptr[i + 1] - qo_indptr[i];
+    if (capacity.max_q_len > 0 && q_len > capacity.max_q_len) {
+      throw UnsupportedError(concat("plan: row ", i, " has ", q_len, " queries; expected at most ",
+                                    capacity.max_q_len,
+                                    ", the capacity's max_q_len: plan longer ones with an object "
+                                    "without a capacity"));
+    }
     require(!shape.causal || kv_len == 0 || q_len <= kv_len, "plan: row ", i, " has ", q_len,
             " queries and ", kv_len,
             " keys; expected no more queries than keys under a causal mask: the keys count the new "
@@ -71,7 +77,7 @@ std::unique_ptr<BatchPlan> make_batch_plan(const PagePool& pool, const Attention
   check_indptr("qo_indptr", qo_indptr, packed.batch_size() + 1, -1);
   check_capacity(capacity, packed, qo_indptr.back());
   auto plan = std::make_unique<BatchPlan>();
-  const std::int64_t mask_size = add_rows(*plan, shape, packed, qo_indptr);
+  const std::int64_t mask_size = add_rows(*plan, shape, capacity, packed, qo_indptr);
   require(inputs.mask.empty() || static_cast<std::int64_t>(inputs.mask.size()) == mask_size,
           "mask: got ", inputs.mask.size(), " entries; expected ", mask_size,
           ", the sum of q_len x kv_len over the rows, or none");

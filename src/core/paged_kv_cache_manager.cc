@@ -170,20 +170,19 @@ void PagedKVCacheManager::append_kv(const TensorView& keys, const TensorView& va
                .kv_len = packed.kv_len(static_cast<std::int64_t>(i), config_.page_size),
                .num_new = append_indptr[i + 1] - append_indptr[i]};
   }
-  append_rows(
-      keys, values,
-      {.page_indices = packed.kv_page_indices(), .rows = rows, .foreign = packed.pool_id() == 0},
-      layer, stream);
+  const AppendBatch batch{
+      .page_indices = packed.kv_page_indices(), .rows = rows, .foreign = packed.pool_id() == 0};
+  check_new_tokens(keys, values, num_new_tokens(batch), layer);
+  const auto ranges = plan_append(pool_, batch);
+  if (ranges.empty()) return;
+  backend_.write_tokens(layer_planes(layer), std::array{keys, values}, ranges, stream);
 }
 
-void PagedKVCacheManager::append_rows(const TensorView& keys, const TensorView& values,
-                                      const AppendBatch& batch, int layer, Stream stream) const {
+void PagedKVCacheManager::check_new_tokens(const TensorView& keys, const TensorView& values,
+                                           std::int64_t num_tokens, int layer) const {
   const auto planes = layer_planes(layer);
-  const std::int64_t num_tokens = num_new_tokens(batch);
   check_tokens("keys", keys, num_tokens, planes[0], config_.device, /*output=*/false);
   check_tokens("values", values, num_tokens, planes[1], config_.device, /*output=*/false);
-  const auto ranges = plan_append(pool_, batch);
-  if (!ranges.empty()) backend_.write_tokens(planes, std::array{keys, values}, ranges, stream);
 }
 
 void PagedKVCacheManager::read_kv(PageIds pages, std::int64_t first, std::int64_t count,

@@ -14,6 +14,7 @@
 #include "attention_work.h"
 #include "message.h"
 #include "threads.h"
+#include "token_copy.h"
 
 namespace seqattn {
 namespace {
@@ -73,6 +74,11 @@ class CpuAttention final : public AttentionKernel {
   void plan(const AttentionPlan& plan, Stream) override {
     work_ = cut_work(shape_, plan.rows, usable_threads(shape_.num_threads));
     plan_ = &plan;
+  }
+
+  void append(std::span<const Plane> planes, std::span<const TensorView> tensors,
+              std::span<const TokenRange> ranges, Stream) const override {
+    write_tokens_cpu(planes, tensors, ranges);
   }
 
   void run(std::span<const Plane> planes, const TensorView& q, const TensorView& out,
