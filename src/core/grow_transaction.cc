@@ -126,10 +126,12 @@ void GrowTransaction::take_pages() {
   for (const Turn& turn : turns_) {
     PageId* const new_pages = turn.sequence->kv_page_indices.data() + turn.old_num_pages;
     if (turn.shared_page != kNoPage) {
-      new_pages[-1] = pool_.take();
+      pool_.take({new_pages - 1, 1});
       copies_.push_back({.source = turn.shared_page, .target = new_pages[-1]});
     }
-    for (std::int32_t i = 0; i < turn.num_new_pages; ++i) new_pages[i] = pool_.take();
+    if (turn.num_new_pages > 0) {
+      pool_.take({new_pages, static_cast<std::size_t>(turn.num_new_pages)});
+    }
   }
 }
 

@@ -73,20 +73,28 @@ void PagePool::ref(PageIds pages) {
 }
 
 void PagePool::unref(PageIds pages) {
+  // Locals, which no store of the loop could change, stay in registers.
   const std::uint64_t old_tail = tail_;
+  std::uint64_t tail = tail_;
   std::int64_t end = ring_index(tail_);
+  PageId* const ring = ring_.get();
+  std::int32_t* const counts = counts_.data();
+  const std::int64_t num_pages = num_pages_;
+  const bool has_generations = !generations_.empty();
   for (std::size_t i = 0; i < pages.size(); ++i) {
-    const auto page = static_cast<std::size_t>(pages[i]);
-    if (!contains(pages[i]) || counts_[page] == 0) [[unlikely]] {
+    const PageId page = pages[i];
+    if (static_cast<std::uint32_t>(page) >= num_pages || counts[page] == 0) [[unlikely]] {
+      tail_ = tail;
       undo_unref(std::span(pages.data(), i), old_tail);
-      refuse("unref", pages[i], i);
+      refuse("unref", page, i);
     }
-    if (--counts_[page] > 0) continue;
-    ring_[static_cast<std::size_t>(end)] = pages[i];
-    if (++end == num_pages_) end = 0;
-    ++tail_;
-    if (!generations_.empty()) ++generations_[page];
+    if (--counts[page] > 0) continue;
+    ring[end] = page;
+    if (++end == num_pages) end = 0;
+    ++tail;
+    if (has_generations) ++generations_[static_cast<std::size_t>(page)];
   }
+  tail_ = tail;
 }
 
 void PagePool::refuse(const char* call, PageId page, std::size_t entry) const {

@@ -16,6 +16,20 @@ void PoolTransaction::drop(PageIds pages) {
   dropped_.back() = pages;
 }
 
+void PoolTransaction::take(std::span<PageId> pages) noexcept {
+  const PageId* const ring = pool_->ring_.get();
+  std::int32_t* const counts = pool_->counts_.data();
+  const std::int64_t num_pages = pool_->num_pages_;
+  std::int64_t front = front_;
+  for (PageId& page : pages) {
+    page = ring[front];
+    if (++front == num_pages) front = 0;
+    counts[page] = 1;
+  }
+  front_ = front;
+  pool_->head_ += pages.size();
+}
+
 bool PoolTransaction::reclaim(std::int64_t num_pages) {
   rollback();
   const bool reclaimed = pool_->reclaim(num_pages);

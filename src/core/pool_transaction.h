@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "seqattn/page_pool.h"
@@ -22,14 +23,9 @@ class PoolTransaction {
   // PagePool::unref. The list must stay where it is until commit or rollback.
   void drop(PageIds pages);
 
-  // The page at the front of the free list, now with a count of 1. REQUIRES a free page.
-  PageId take() noexcept {
-    const PageId page = pool_->ring_[static_cast<std::size_t>(front_)];
-    if (++front_ == pool_->num_pages_) front_ = 0;
-    pool_->counts_[static_cast<std::size_t>(page)] = 1;
-    ++pool_->head_;
-    return page;
-  }
+  // Fills `pages` from the front of the free list, each page now with a count of 1. REQUIRES as
+  // many free pages.
+  void take(std::span<PageId> pages) noexcept;
 
   // Asks the pool's reclaimer for that many more pages, having rolled back first.
   bool reclaim(std::int64_t num_pages);
