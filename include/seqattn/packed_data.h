@@ -10,6 +10,8 @@
 
 namespace seqattn {
 
+class PagePool;
+
 // A batch as CSR arrays, the form that paged attention kernels read (FlashInfer's own):
 //   kv_page_indices   int32 [total_pages]     the pages of row 0, then of row 1, ...
 //   kv_page_indptr    int32 [batch_size + 1]  row i owns kv_page_indices[indptr[i] .. indptr[i +
@@ -52,10 +54,12 @@ class SEQATTN_EXPORT FlashInferPackedData {
 
  private:
   friend class CacheDescriptor;
+  friend void check_packed(const PagePool& pool, const FlashInferPackedData& packed);
   std::vector<std::int32_t> indices_;
   std::vector<std::int32_t> indptr_;
   std::vector<std::int32_t> last_page_len_;
   std::uint64_t pool_id_ = 0;
+  std::uint64_t pool_epoch_ = 0;  // PagePool::epoch when this was packed
 };
 
 }  // namespace seqattn

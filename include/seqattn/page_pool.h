@@ -11,6 +11,8 @@
 
 namespace seqattn {
 
+class FlashInferPackedData;
+
 // Asked for pages when a pool falls short: a prefix cache, for instance, that holds pages it can
 // give up.
 class SEQATTN_EXPORT Reclaimer {
@@ -80,6 +82,8 @@ class SEQATTN_EXPORT PagePool {
 
  private:
   friend class PoolTransaction;  // src/core/pool_transaction.h: prepare and commit of batch calls
+  friend class CacheDescriptor;  // drops the references of its sequences
+  friend void check_packed(const PagePool& pool, const FlashInferPackedData& packed);
 
   // Where the free list's entry number `n`, counted from the pool's beginning, lies in ring_.
   std::int64_t ring_index(std::uint64_t n) const noexcept {
@@ -87,6 +91,12 @@ class SEQATTN_EXPORT PagePool {
                            : static_cast<std::int64_t>(n % static_cast<std::uint64_t>(num_pages_));
   }
   bool contains(PageId page) const noexcept { return page >= 0 && page < num_pages_; }
+  // `unref`, for references that sequences hold.
+  void drop(PageIds pages);
+  // While this stays what it was, pages that sequences held then have not become free. 0 once
+  // references have been dropped or handed over by callers: such a call may have freed the page of
+  // a sequence, and nothing tells.
+  std::uint64_t epoch() const noexcept { return handled_by_callers_ ? 0 : tail_ + 1; }
   // Throws the InvalidArgumentError that `ref` and `unref` owe for this entry of their list.
   [[noreturn]] void refuse(const char* call, PageId page, std::size_t entry) const;
   // True when a reclaimer says that it has made that many more pages free.
@@ -105,6 +115,7 @@ class SEQATTN_EXPORT PagePool {
   std::vector<std::int32_t> counts_;
   std::vector<std::uint32_t> generations_;  // empty in release builds
   Reclaimer* reclaimer_ = nullptr;
+  bool handled_by_callers_ = false;
 };
 
 }  // namespace seqattn

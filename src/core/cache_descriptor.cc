@@ -46,7 +46,7 @@ CacheDescriptor::CacheDescriptor(PagePool& pool) : pool_(&pool) {}
 CacheDescriptor::~CacheDescriptor() {
   for (const auto& [seq_id, data] : sequences_) {
     try {
-      pool_->unref(data.kv_page_indices);
+      pool_->drop(data.kv_page_indices);
     } catch (const Error&) {
       // The caller has dropped references that were not its own. A destructor can tell nobody, and
       // the pages of the other sequences still go back.
@@ -138,6 +138,7 @@ void CacheDescriptor::adopt(SeqId seq_id, PageIds pages, std::int64_t num_tokens
             holders[page], " holders; expected one for each: call ref first, or attach");
   }
   sequences_.insert_or_assign(seq_id, std::move(data));
+  pool_->handled_by_callers_ = true;
 }
 
 void CacheDescriptor::truncate(SeqId seq_id, std::int64_t num_tokens) {
@@ -148,7 +149,7 @@ void CacheDescriptor::truncate(SeqId seq_id, std::int64_t num_tokens) {
           "; expected 0 to ", data.length, ", the length of sequence ", seq_id);
   auto& pages = data.kv_page_indices;
   const std::int64_t num_pages = pages_for(num_tokens, pool_->page_size());
-  pool_->unref(std::span(pages).subspan(static_cast<std::size_t>(num_pages)));
+  pool_->drop(std::span(pages).subspan(static_cast<std::size_t>(num_pages)));
   pages.erase(pages.begin() + num_pages, pages.end());
   data.last_page_len = last_page_len_for(num_tokens, pool_->page_size());
   data.length = num_tokens;

@@ -45,6 +45,7 @@ std::span<const PageId> CacheDescriptor::pages(SeqId seq_id) const {
 FlashInferPackedData CacheDescriptor::pack_for_flashinfer(SeqIds seq_ids) const {
   FlashInferPackedData packed;
   packed.pool_id_ = pool_->id();
+  packed.pool_epoch_ = pool_->epoch();
   packed.indptr_.reserve(seq_ids.size() + 1);
   packed.last_page_len_.reserve(seq_ids.size());
   std::vector<std::span<const PageId>> rows;

@@ -25,10 +25,15 @@ FlashInferPackedData::FlashInferPackedData(std::vector<std::int32_t> kv_page_ind
             "kv_last_page_len: got ", last_page_len_[row], " for row ", row, " with ",
             indptr_[row + 1] - indptr_[row], " pages; expected ", has_pages ? "at least 1" : "0");
   }
-  const auto negative =
-      std::find_if(indices_.begin(), indices_.end(), [](PageId page) { return page < 0; });
-  require(negative == indices_.end(), "kv_page_indices: entry ", negative - indices_.begin(),
-          " is negative; expected page ids from 0 on");
+  // All sign bits first: a search branches at every page.
+  std::int32_t signs = 0;
+  for (const PageId page : indices_) signs |= page;
+  if (signs < 0) {
+    const auto negative =
+        std::find_if(indices_.begin(), indices_.end(), [](PageId page) { return page < 0; });
+    require(false, "kv_page_indices: entry ", negative - indices_.begin(),
+            " is negative; expected page ids from 0 on");
+  }
 }
 
 std::int64_t FlashInferPackedData::kv_len(std::int64_t row, int page_size) const {

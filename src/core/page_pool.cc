@@ -73,6 +73,11 @@ void PagePool::ref(PageIds pages) {
 }
 
 void PagePool::unref(PageIds pages) {
+  drop(pages);
+  handled_by_callers_ = true;
+}
+
+void PagePool::drop(PageIds pages) {
   // Locals, which no store of the loop could change, stay in registers.
   const std::uint64_t old_tail = tail_;
   std::uint64_t tail = tail_;

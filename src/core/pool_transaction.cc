@@ -12,7 +12,7 @@ void PoolTransaction::begin(PagePool& pool) noexcept {
 
 void PoolTransaction::drop(PageIds pages) {
   dropped_.emplace_back();  // first, since it can fail; an empty entry does no harm
-  pool_->unref(pages);
+  pool_->drop(pages);
   dropped_.back() = pages;
 }
 
