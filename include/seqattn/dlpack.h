@@ -9,8 +9,9 @@ namespace seqattn {
 
 // A view of a DLPack tensor. Any type with the fields of `DLTensor` will do, so that this header
 // needs none of DLPack's: include the caller's own <dlpack/dlpack.h> and pass the tensor. Throws
-// InvalidArgumentError for a rank above TensorView::kMaxRank or a negative size, and
-// UnsupportedError for an element type or device that seqattn does not know.
+// InvalidArgumentError for a rank above TensorView::kMaxRank, a negative size or sizes whose
+// product does not fit int64, and UnsupportedError for an element type or device that seqattn does
+// not know.
 template <class DLTensorLike>
 TensorView from_dlpack(const DLTensorLike& tensor, bool read_only = false) {
   constexpr int kDLFloat = 2, kDLBfloat = 4;                                    // DLDataTypeCode
@@ -49,7 +50,9 @@ TensorView from_dlpack(const DLTensorLike& tensor, bool read_only = false) {
     }
     view.shape[i] = tensor.shape[i];
     view.strides[i] = tensor.strides != nullptr ? tensor.strides[i] : row_major;
-    row_major *= tensor.shape[i];
+    if (__builtin_mul_overflow(row_major, tensor.shape[i], &row_major)) {
+      throw InvalidArgumentError("DLPack tensor: more than 2^63 elements");
+    }
   }
   view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
   view.read_only = read_only;

@@ -26,7 +26,8 @@ struct SEQATTN_EXPORT TensorView {
   bool read_only = false;                           // refused as an output
 
   // A row-major tensor. A view over `const` memory is read-only.
-  // Throws InvalidArgumentError when a size is negative or there are more than kMaxRank.
+  // Throws InvalidArgumentError when a size is negative, there are more than kMaxRank, or their
+  // product does not fit int64.
   static TensorView contiguous(void* data, DType dtype, ListView<std::int64_t> shape,
                                Device device = cpu());
   static TensorView contiguous(const void* data, DType dtype, ListView<std::int64_t> shape,

@@ -1,5 +1,6 @@
 #include "seqattn/paged_kv_cache_manager.h"
 
+#include <algorithm>
 #include <array>
 #include <string_view>
 #include <vector>
@@ -38,8 +39,10 @@ KVCacheConfig checked(KVCacheConfig config) {
   at_least("head_dim_v", config.head_dim_v, 1);
   at_least("num_layers", config.num_layers, 1);
   const std::int64_t most = kMaxBytes / config.num_layers;
-  const std::int64_t key_bytes = layer_bytes(config, config.head_dim);
-  const std::int64_t value_bytes = layer_bytes(config, config.head_dim_v);
+  KVCacheConfig with_pages = config;  // a page has to fit even where there are none
+  with_pages.num_pages = std::max<std::int64_t>(config.num_pages, 1);
+  const std::int64_t key_bytes = layer_bytes(with_pages, config.head_dim);
+  const std::int64_t value_bytes = layer_bytes(with_pages, config.head_dim_v);
   require(key_bytes <= most && value_bytes <= most - key_bytes, "cache: ", config.num_layers,
           " layers of ", config.num_pages, " pages, ", config.page_size, " tokens, ",
           config.num_heads, " heads of ", config.head_dim, " and ", config.head_dim_v,

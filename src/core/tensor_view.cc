@@ -17,7 +17,8 @@ TensorView TensorView::contiguous(void* data, DType dtype, ListView<std::int64_t
             "; expected no negative size");
     view.shape[i] = shape[i];
     view.strides[i] = stride;
-    stride *= shape[i];
+    require(!__builtin_mul_overflow(stride, shape[i], &stride), "tensor: got shape ",
+            shape_to_string(shape), "; expected fewer than 2^63 elements");
   }
   return view;
 }
@@ -36,10 +37,10 @@ std::int64_t TensorView::num_elements() const noexcept {
 }
 
 bool TensorView::is_contiguous() const noexcept {
-  std::int64_t stride = 1;
+  std::uint64_t stride = 1;  // unsigned: messages show tensors whose sizes overflow, too
   for (int i = rank - 1; i >= 0; --i) {
-    if (shape[i] != 1 && strides[i] != stride) return false;
-    stride *= shape[i];
+    if (shape[i] != 1 && strides[i] != static_cast<std::int64_t>(stride)) return false;
+    stride *= static_cast<std::uint64_t>(shape[i]);
   }
   return true;
 }
