@@ -1,0 +1,106 @@
+#include "conformance.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "seqattn/batch_attention.h"
+
+namespace seqattn::testing {
+namespace {
+
+Layout layout_of(TensorLayout layout, std::int64_t tokens, std::int64_t heads, std::int64_t dim) {
+  switch (layout) {
+    case TensorLayout::kPacked:
+      return {};
+    case TensorLayout::kWithGaps:
+      return with_gaps(heads, dim);
+    case TensorLayout::kHeadsFirst:
+      return heads_first(tokens, dim);
+  }
+  return {};
+}
+
+// Compares `count` elements that belong to one row with what the oracle says, and stops at the
+// first that is wrong: one line says more than thousands.
+void expect_near(const char* what, std::size_t row, const double* got,
+                 const std::vector<double>& expected, const Tolerance& tolerance) {
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    if (std::isnan(expected[i])) continue;
+    const bool same = got[i] == expected[i];  // infinities, too
+    const bool near = std::abs(got[i] - expected[i]) <= tolerance.at(expected[i]);
+    if (same || near) continue;
+    ADD_FAILURE() << what << " of row " << row << ", element " << i << " of " << expected.size()
+                  << ": got " << got[i] << (std::isnan(got[i]) ? " (never written?)" : "")
+                  << ", expected " << expected[i] << " within " << tolerance.at(expected[i]);
+    return;
+  }
+}
+
+}  // namespace
+
+CallTensors::CallTensors(const AttentionCase& c, const std::vector<ref::Row>& rows, Device device,
+                         TensorLayout layout) {
+  std::vector<double> queries;
+  for (const ref::Row& row : rows) queries.insert(queries.end(), row.q.begin(), row.q.end());
+  const std::int64_t tokens = qo_indptr_of(rows).back(), heads = c.num_qo_heads;
+  q = Tensor(device, c.q_dtype, {tokens, heads, c.head_dim},
+             layout_of(layout, tokens, heads, c.head_dim));
+  q.write(queries);
+  out = Tensor(device, c.out_dtype, {tokens, heads, c.dim_v()},
+               layout_of(layout, tokens, heads, c.dim_v()));
+  Layout lse_layout;
+  if (layout == TensorLayout::kWithGaps) lse_layout = {{2 * heads + 1, 2}, 1};
+  if (layout == TensorLayout::kHeadsFirst) lse_layout = {{1, tokens}, 0};
+  lse = Tensor(device, DType::kFloat32, {tokens, heads}, lse_layout);
+  if (!rows.empty() && !rows[0].sink_logits.empty()) {
+    const bool apart = layout == TensorLayout::kWithGaps;
+    sinks = Tensor(device, DType::kFloat32, {heads}, apart ? Layout{{3}, 2} : Layout{});
+    sinks.write(rows[0].sink_logits);
+  }
+}
+
+RunOptions CallTensors::run_options() const {
+  RunOptions options{.lse = lse.view()};
+  if (sinks.view()) options.sink_logits = sinks.read_only_view();
+  return options;
+}
+
+CallTensors attend(const AttentionCase& c, const std::vector<ref::Row>& rows,
+                   const PagedBatch& batch, int num_threads, TensorLayout layout) {
+  CallTensors tensors(c, rows, batch.manager().config().device, layout);
+  BatchAttention attention(batch.manager(), c.options(num_threads));
+  const auto mask = mask_of(rows);
+  attention.plan(batch.packed(), qo_indptr_of(rows), {.mask = mask});
+  attention.run(tensors.q.read_only_view(), tensors.out.view(), tensors.run_options());
+  return tensors;
+}
+
+void expect_reference(const AttentionCase& c, const std::vector<ref::Row>& rows,
+                      const CallTensors& tensors) {
+  const std::vector<double> out = tensors.out.read(), lse = tensors.lse.read();
+  std::size_t first_query = 0;  // of the row, times heads
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const ref::Result expected = ref::attention(rows[i], c.reference_options());
+    expect_near("out", i, out.data() + first_query * static_cast<std::size_t>(c.dim_v()),
+                expected.out, out_tolerance(c, rows[i]));
+    expect_near("lse", i, lse.data() + first_query, expected.lse, lse_tolerance(c, rows[i]));
+    first_query += expected.lse.size();
+  }
+  EXPECT_TRUE(tensors.out.gaps_are_untouched());
+  EXPECT_TRUE(tensors.lse.gaps_are_untouched());
+}
+
+void check_case(const AttentionCase& c, Device device, std::mt19937_64& random,
+                const Placement& placement, TensorLayout layout) {
+  const auto rows = random_rows(c, random);
+  const PagedBatch batch(c, rows, device, random, placement);
+  const auto keys = batch.key_bytes(), values = batch.value_bytes();
+  expect_reference(c, rows, attend(c, rows, batch, 0, layout));
+  EXPECT_TRUE(keys == batch.key_bytes() && values == batch.value_bytes()) << "caches are inputs";
+}
+
+}  // namespace seqattn::testing
