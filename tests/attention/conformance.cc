@@ -52,13 +52,11 @@ CallTensors::CallTensors(const AttentionCase& c, const std::vector<ref::Row>& ro
   q.write(queries);
   out = Tensor(device, c.out_dtype, {tokens, heads, c.dim_v()},
                layout_of(layout, tokens, heads, c.dim_v()));
-  Layout lse_layout;
-  if (layout == TensorLayout::kWithGaps) lse_layout = {{2 * heads + 1, 2}, 1};
-  if (layout == TensorLayout::kHeadsFirst) lse_layout = {{1, tokens}, 0};
-  lse = Tensor(device, DType::kFloat32, {tokens, heads}, lse_layout);
+  const bool apart = layout == TensorLayout::kWithGaps;
+  lse = Tensor(device, DType::kFloat32, {tokens, heads},
+               apart ? Layout{{heads + 3, 1}, 1} : Layout{});
   if (!rows.empty() && !rows[0].sink_logits.empty()) {
-    const bool apart = layout == TensorLayout::kWithGaps;
-    sinks = Tensor(device, DType::kFloat32, {heads}, apart ? Layout{{3}, 2} : Layout{});
+    sinks = Tensor(device, DType::kFloat32, {heads}, {{1}, apart ? 1 : 0});
     sinks.write(rows[0].sink_logits);
   }
 }
