@@ -17,6 +17,13 @@ bool are_in_range(std::span<const PageId> pages, std::int64_t num_pages) noexcep
   return signs >> 31 == 0;
 }
 
+bool are_live(std::span<const PageId> pages, std::span<const std::int32_t> counts) noexcept {
+  for (const PageId page : pages) {
+    if (static_cast<std::uint32_t>(page) >= counts.size() || counts[page] == 0) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 void check_packed(const PagePool& pool, const FlashInferPackedData& packed) {
@@ -27,7 +34,7 @@ void check_packed(const PagePool& pool, const FlashInferPackedData& packed) {
   if (own && packed.pool_epoch_ != 0 && packed.pool_epoch_ == pool.epoch()) return;
   const auto counts = pool.ref_counts();
   const auto pages = packed.kv_page_indices();
-  if (own || !are_in_range(pages, pool.num_pages())) {
+  if (!(own ? are_live(pages, counts) : are_in_range(pages, pool.num_pages()))) {
     for (std::size_t i = 0; i < pages.size(); ++i) {
       require(pages[i] >= 0 && pages[i] < pool.num_pages(), "kv_page_indices: got page ", pages[i],
               " at entry ", i, "; expected 0 <= page < ", pool.num_pages());
