@@ -1,5 +1,13 @@
 #!/usr/bin/env bash
-# bench.sh bookkeeping: builds bench/<name> with preset release and runs it.
+# bench.sh <name>: builds bench/<name> with preset release and runs it: bookkeeping, attention_vs_scalar.
 source "$(dirname "$0")/common.sh"
+[[ $# == 1 ]] || die "usage: tools/bench.sh bookkeeping|attention_vs_scalar"
 tools/setup.sh bench
 build release "bench_$1" -DSEQATTN_BUILD_BENCH=ON
+
+echo
+program=build/release/bench/bench_$1
+if [[ -f bench/$1.py ]]; then # runs the program beside its peer
+  exec /usr/bin/python3 "bench/$1.py" "$program" "build/bench/$1.json"
+fi
+exec "$program"
