@@ -3,8 +3,10 @@
 source "$(dirname "$0")/common.sh"
 tools/setup.sh lint
 
-mapfile -t cpp < <(git ls-files --cached --others --exclude-standard '*.cc' '*.h')
-mapfile -t translation_units < <(git ls-files --cached --others --exclude-standard 'src/*.cc' 'examples/*.cc' 'python/src/*.cc')
+mapfile -t cpp < <(git ls-files --cached --others --exclude-standard '*.cc' '*.h' '*.cu' '*.cuh')
+# src/cuda is not in the build that clang-tidy reads: that takes CUDA's headers.
+mapfile -t translation_units < <(git ls-files --cached --others --exclude-standard \
+  'src/*.cc' 'examples/*.cc' 'python/src/*.cc' ':!src/cuda')
 
 if [[ ${1:-} == --fix ]]; then
   clang-format-14 -i "${cpp[@]}"

@@ -112,7 +112,6 @@ void BatchAttention::append_kv(const TensorView& keys, const TensorView& values,
   const BatchPlan& plan = planned(plan_, manager_->pool());
   manager_->check_new_tokens(keys, values, expected_rows(keys, plan, capacity_), layer);
   const auto ranges = plan_append(manager_->pool(), plan.append_batch());
-  if (ranges.empty()) return;
   kernel_->append(manager_->layer_planes(layer), std::array{keys, values}, ranges, stream);
 }
 
@@ -151,7 +150,6 @@ void BatchAttention::run(const TensorView& q, const TensorView& out, const RunOp
                           Named{"the key cache", manager_->key_cache(layer)},
                           Named{"the value cache", manager_->value_cache(layer)}};
   check_apart(outputs, others);
-  if (plan.attention.num_q_tokens == 0) return;
   kernel_->run(planes, q, out, options.lse, options.sink_logits, stream);
 }
 

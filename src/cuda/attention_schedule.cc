@@ -1,0 +1,190 @@
+#include "attention_schedule.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <span>
+
+#include "message.h"
+#include "seqattn/error.h"
+
+namespace seqattn {
+namespace {
+
+constexpr std::int64_t kMaxUint32 = std::numeric_limits<std::uint32_t>::max();
+
+// Sorts so that blocks which take tiles in turn end at about the same time.
+std::vector<Fa3Tile> fa3_tiles(const ScheduleOptions& options, const AttentionPlan& plan,
+                               std::int64_t count) {
+  const AttentionShape& shape = options.shape;
+  const std::int64_t tile_rows = fa3_tile_rows(shape);
+  std::vector<Fa3Tile> tiles;
+  tiles.reserve(static_cast<std::size_t>(count));
+  for (std::size_t i = 0; i < plan.rows.size(); ++i) {
+    const AttentionRow& row = plan.rows[i];
+    if (path_of(options, !plan.mask.empty(), row) != RowPath::kFa3) continue;
+    for (std::int64_t first = 0; first < row.q_len; first += tile_rows) {
+      const std::int64_t position = row.kv_len - row.q_len + first;
+      std::int64_t end = row.kv_len, begin = 0;
+      if (shape.causal) end = std::min(end, position + tile_rows);
+      if (shape.window_left >= 0) begin = std::max<std::int64_t>(0, position - shape.window_left);
+      // Start and end of a tile take about as long as two tiles of keys.
+      tiles.push_back({end - begin + 2 * tile_rows, static_cast<std::int32_t>(i),
+                       static_cast<std::int32_t>(first / tile_rows)});
+    }
+  }
+  std::stable_sort(tiles.begin(), tiles.end(),
+                   [](const Fa3Tile& a, const Fa3Tile& b) { return a.cost > b.cost; });
+  return tiles;
+}
+
+ScheduleCounts count(const ScheduleOptions& options, const AttentionPlan& plan) {
+  const AttentionShape& shape = options.shape;
+  ScheduleCounts counts;
+  counts.rows = static_cast<std::int64_t>(plan.rows.size());
+  counts.pages = static_cast<std::int64_t>(plan.page_indices.size());
+  for (const AttentionRow& row : plan.rows) {
+    const std::int64_t query_rows = row.q_len * shape.group_size();
+    const std::int64_t fa2_tiles = ceil_div(query_rows, largest_tile_rows(shape));
+    switch (path_of(options, !plan.mask.empty(), row)) {
+      case RowPath::kNone:
+        break;
+      case RowPath::kSmall: {
+        const int tile = std::min(small_tile(shape, query_rows), kNumTiles - 1);
+        const std::int64_t chunks = chunks_of(shape, !plan.mask.empty(), row, tile).count;
+        counts.small_tokens += row.q_len;
+        counts.small_blocks[tile] += chunks;
+        counts.partials += row.q_len * chunks;
+        break;
+      }
+      case RowPath::kLarge:
+        counts.fa2_tiles += fa2_tiles;
+        break;
+      case RowPath::kFa3:
+        counts.fa3_as_fa2 += fa2_tiles;
+        counts.fa3_tiles += ceil_div(row.q_len, fa3_tile_rows(shape));
+        break;
+    }
+    if (!plan.mask.empty()) counts.mask_bytes += mask_bytes_of(row);
+  }
+  return counts;
+}
+
+// The largest counts of any batch within the capacity; all its rows are small.
+ScheduleCounts largest_counts(const ScheduleOptions& options) {
+  const PlanCapacity& capacity = options.capacity;
+  const AttentionShape& shape = options.shape;
+  const std::int64_t group = shape.group_size();
+  const std::int64_t longest =
+      capacity.max_q_len > 0 ? capacity.max_q_len : largest_tile_rows(shape) / group;
+  const std::int64_t most_keys = capacity.max_pages * shape.page_size;
+  const std::int64_t chunks = most_chunks(shape, capacity.max_sequences, most_keys);
+  ScheduleCounts counts;
+  counts.rows = capacity.max_sequences;
+  counts.pages = capacity.max_pages;
+  counts.small_tokens = capacity.max_q_tokens;
+  for (int tile = 0; tile < kNumTiles; ++tile) {
+    const bool in_use = tile == 0 || kTileRows[tile - 1] < longest * group;
+    if (in_use) counts.small_blocks[tile] = chunks;
+  }
+  counts.partials = longest * chunks;
+  return counts;
+}
+
+std::size_t take(ScheduleLayout& layout, std::int64_t count, std::size_t element_bytes = 4) {
+  const std::size_t offset = layout.bytes;
+  const std::size_t bytes = static_cast<std::size_t>(count) * element_bytes;
+  layout.bytes += (bytes + 15) / 16 * 16;
+  return offset;
+}
+
+ScheduleLayout::Blocks take_blocks(ScheduleLayout& layout, std::int64_t count) {
+  ScheduleLayout::Blocks blocks;
+  blocks.row = take(layout, count);
+  blocks.q_tile = take(layout, count);
+  blocks.kv_chunk = take(layout, count);
+  blocks.chunk_size = take(layout, count);
+  blocks.is_valid = take(layout, count, 1);
+  return blocks;
+}
+
+ScheduleLayout lay_out(const ScheduleOptions& options, const ScheduleCounts& size) {
+  ScheduleLayout layout{};
+  layout.size = size;
+  layout.totals = take(layout, kNumTotals);
+  layout.page_indptr = take(layout, size.rows + 1);
+  layout.last_page_len = take(layout, size.rows);
+  layout.q_indptr = take(layout, size.rows + 1);
+  layout.append_begin = take(layout, size.rows);
+  layout.out_begin = take(layout, size.rows);
+  layout.is_large = take(layout, size.rows, 1);
+  layout.mask_indptr = take(layout, size.mask_bytes > 0 ? size.rows : 0);
+  layout.merge_token = take(layout, size.small_tokens);
+  layout.merge_begin = take(layout, size.small_tokens);
+  layout.merge_chunks = take(layout, size.small_tokens);
+  for (int tile = 0; tile < kNumTiles; ++tile) {
+    layout.small[tile] = take_blocks(layout, size.small_blocks[tile]);
+  }
+  layout.large = take_blocks(layout, size.fa2_tiles + size.fa3_as_fa2);
+  const std::int64_t fa3_items = size.fa3_tiles * options.shape.num_qo_heads;
+  for (std::size_t* array :
+       {&layout.fa3_q_tile, &layout.fa3_q_begin, &layout.fa3_page_begin, &layout.fa3_q_len,
+        &layout.fa3_kv_len, &layout.fa3_head, &layout.fa3_row}) {
+    *array = take(layout, fa3_items);
+  }
+  layout.fa3_work = take(layout, fa3_items > 0 ? options.num_sms + 1 : 0);
+  layout.mask_bits = take(layout, size.mask_bytes, 1);
+  layout.page_indices = take(layout, size.pages);
+  return layout;
+}
+
+void check_limits(const ScheduleOptions& options, const AttentionPlan& plan,
+                  const ScheduleCounts& counts) {
+  const AttentionShape& shape = options.shape;
+  const std::int64_t token_elements = std::int64_t{shape.num_qo_heads} * shape.head_dim;
+  const auto check = [](const char* what, std::int64_t value, std::int64_t most) {
+    if (value <= most) return;
+    throw UnsupportedError(concat("plan: ", what, " is ", value,
+                                  "; kernels on a device take up to ", most,
+                                  ": plan the batch in parts"));
+  };
+  check("query tokens x num_qo_heads x head_dim", plan.num_q_tokens * token_elements, kMaxUint32);
+  check("partial results x num_qo_heads x head_dim", counts.partials * token_elements, kMaxUint32);
+  check("pages x page_size", counts.pages * shape.page_size, kMaxUint32);
+  check("the size of the masks in bytes", counts.mask_bytes,
+        std::numeric_limits<std::int32_t>::max());
+}
+
+void check_capacity(const ScheduleOptions& options, const AttentionPlan& plan) {
+  if (!plan.mask.empty()) {
+    throw UnsupportedError(
+        "plan: a mask with a capacity; on a device masks are not part of a captured graph: plan "
+        "them with an object without a capacity");
+  }
+  const AttentionShape& shape = options.shape;
+  for (std::size_t i = 0; i < plan.rows.size(); ++i) {
+    const std::int64_t q_len = plan.rows[i].q_len;
+    if (small_tile(shape, q_len * shape.group_size()) < kNumTiles) continue;
+    throw UnsupportedError(concat("plan: row ", i, " has ", q_len, " queries; with a capacity a ",
+                                  "device takes up to ",
+                                  largest_tile_rows(shape) / shape.group_size(),
+                                  ": plan longer ones with an object without a capacity"));
+  }
+}
+
+}  // namespace
+
+Schedule measure_schedule(const ScheduleOptions& options, const AttentionPlan& plan) {
+  Schedule schedule;
+  schedule.counts = count(options, plan);
+  schedule.num_q_tokens = plan.num_q_tokens;
+  schedule.has_mask = !plan.mask.empty();
+  if (options.fixed_size()) check_capacity(options, plan);
+  const ScheduleCounts size = options.fixed_size() ? largest_counts(options) : schedule.counts;
+  check_limits(options, plan, size);
+  schedule.layout = lay_out(options, size);
+  schedule.fa3_tiles = fa3_tiles(options, plan, schedule.counts.fa3_tiles);
+  return schedule;
+}
+
+}  // namespace seqattn

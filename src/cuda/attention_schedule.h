@@ -1,0 +1,80 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "attention_plan.h"
+#include "row_policy.h"
+#include "seqattn/batch_attention.h"
+
+// How a batch becomes kernel launches. Host code without CUDA: everything in here is a pure
+// function of the batch's rows and of what the build and the device have.
+//
+namespace seqattn {
+
+// How many of everything a batch takes.
+struct ScheduleCounts {
+  std::int64_t rows = 0;
+  std::int64_t pages = 0;
+  std::int64_t small_tokens = 0;  // query tokens of small rows
+  std::array<std::int64_t, kNumTiles> small_blocks = {};
+  std::int64_t partials = 0;    // (query token, chunk) pairs of small rows
+  std::int64_t fa2_tiles = 0;   // of large rows
+  std::int64_t fa3_as_fa2 = 0;  // of fa3 rows, were FA2 to serve them
+  std::int64_t fa3_tiles = 0;   // a head
+  std::int64_t mask_bytes = 0;
+};
+
+// One block of memory, laid out the same on the host and on the device: offsets in bytes.
+struct ScheduleLayout {
+  ScheduleCounts size;  // what there is room for
+  struct Blocks {
+    std::size_t row, q_tile, kv_chunk, chunk_size, is_valid;
+  };
+  std::size_t totals;  // int32 [kNumTotals], for kernels whose launch is fixed
+  std::size_t page_indices, page_indptr, last_page_len, q_indptr;  // as in Fa2Batch
+  std::size_t append_begin;                            // [rows]: position of the first new token
+  std::size_t out_begin;                               // [rows]: see Fa2Batch
+  std::size_t is_large;                                // bytes [rows]: 1 for rows of large and fa3
+  std::size_t merge_token, merge_begin, merge_chunks;  // [small_tokens]
+  std::array<Blocks, kNumTiles> small;
+  Blocks large;  // those of large rows, then those of fa3 rows
+  std::size_t fa3_q_tile, fa3_q_begin, fa3_page_begin, fa3_q_len, fa3_kv_len, fa3_head, fa3_row;
+  std::size_t fa3_work;  // [num_sms + 1]
+  std::size_t mask_bits, mask_indptr;
+  std::size_t bytes = 0;  // of it all; page_indices are the last
+};
+
+// A query tile of an FA3 row, and the keys that it meets.
+struct Fa3Tile {
+  std::int64_t cost = 0;
+  std::int32_t row = 0;
+  std::int32_t tile = 0;
+};
+
+enum Total { kTotalRows, kTotalTokens, kTotalSmallTokens, kNumTotals };
+
+// What the launches of a plan need to know on the host.
+struct Schedule {
+  ScheduleCounts counts;
+  ScheduleLayout layout;
+  std::vector<Fa3Tile> fa3_tiles;  // costliest first
+  std::int64_t num_q_tokens = 0;
+  bool has_mask = false;
+  // Bytes of the layout that a write fills: all but room for more pages.
+  std::size_t used_bytes() const noexcept {
+    return layout.page_indices + static_cast<std::size_t>(counts.pages) * sizeof(std::int32_t);
+  }
+};
+
+// Counts and lays out. Throws UnsupportedError for a batch that the kernels' 32-bit indices do not
+// hold or, with a capacity, for a row that is not small or for a mask.
+Schedule measure_schedule(const ScheduleOptions& options, const AttentionPlan& plan);
+
+// Writes every array of the layout into `memory`, aligned to 16 bytes. Cannot fail.
+void write_schedule(const ScheduleOptions& options, const AttentionPlan& plan,
+                    const Schedule& schedule, std::byte* memory);
+
+}  // namespace seqattn

@@ -1,0 +1,361 @@
+#include "cuda_attention.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "attention_schedule.h"
+#include "cuda_check.h"
+#include "device_memory.h"
+#include "fa2.h"
+#include "fa3.h"
+#include "kernel_choice.h"
+#include "merge_kernels.h"
+#include "message.h"
+#include "seqattn/error.h"
+#include "token_kernels.h"
+
+namespace seqattn {
+namespace {
+
+static_assert(std::equal(kTileRows.begin(), kTileRows.end(), kFa2Tiles));
+
+cudaStream_t stream_of(Stream stream) { return static_cast<cudaStream_t>(stream.handle); }
+
+Fa2Cache cache_of(const Plane& plane) {
+  const std::int64_t bytes = size_of(plane.dtype);
+  return {plane.data, plane.page_stride / bytes, plane.token_stride / bytes,
+          plane.head_stride / bytes};
+}
+
+// Throws InvalidArgumentError where vectors of 16 bytes would not be aligned.
+void check_aligned(const char* name, const void* data, std::int64_t token_bytes,
+                   std::int64_t head_bytes, std::int64_t page_bytes = 0) {
+  const auto address = reinterpret_cast<std::uintptr_t>(data);
+  require((address | static_cast<std::uintptr_t>(token_bytes | head_bytes | page_bytes)) % 16 == 0,
+          name,
+          ": got an address or strides that are not multiples of 16 bytes; kernels on a device "
+          "expect them to be");
+}
+
+void check_cache(const char* name, const Plane& plane) {
+  check_aligned(name, plane.data, plane.token_stride, plane.head_stride, plane.page_stride);
+  const std::int64_t longest =
+      std::max({plane.page_stride, plane.token_stride, plane.head_stride}) / size_of(plane.dtype);
+  if (longest >= std::int64_t{1} << 32) {
+    throw UnsupportedError(concat(name, ": a stride of ", longest,
+                                  " elements; kernels on a device take fewer than 2^32"));
+  }
+}
+
+class CudaAttention final : public AttentionKernel {
+ public:
+  CudaAttention(const AttentionShape& shape, const PlanCapacity& capacity);
+
+  std::string_view name() const noexcept override { return name_; }
+  void plan(const AttentionPlan& plan, Stream stream) override;
+  void append(std::span<const Plane> planes, std::span<const TensorView> tensors,
+              std::span<const TokenRange> ranges, Stream stream) const override;
+  void run(std::span<const Plane> planes, const TensorView& q, const TensorView& out,
+           const TensorView& lse, const TensorView& sink_logits, Stream stream) const override;
+
+ private:
+  bool fixed_size() const noexcept { return options_.fixed_size(); }
+  void reserve(const Schedule& schedule, cudaStream_t stream);
+  const Schedule& planned() const;
+  void check_capture(const char* call, const TensorView& tokens, cudaStream_t stream) const;
+
+  template <class T>
+  const T* at(std::size_t offset) const {
+    return reinterpret_cast<const T*>(tables_.data() + offset);
+  }
+  const std::int32_t* ints(std::size_t offset) const { return at<std::int32_t>(offset); }
+  const std::int32_t* total(Total which) const {
+    return fixed_size() ? ints(schedule_->layout.totals) + which : nullptr;
+  }
+  Fa2Call fa2_call(std::span<const Plane> planes, const TensorView& q) const;
+  Fa2Blocks blocks(const ScheduleLayout::Blocks& offsets, std::int64_t count) const;
+  void run_small(const Fa2Call& call, const TensorView& out, const TensorView& lse,
+                 const TensorView& sink_logits, cudaStream_t stream) const;
+  void run_large(const Fa2Call& call, const TensorView& out, const TensorView& lse,
+                 const TensorView& sink_logits, cudaStream_t stream) const;
+  void run_fa3(const Fa2Call& call, std::int64_t num_q_tokens, cudaStream_t stream) const;
+
+  ScheduleOptions options_;
+  KernelChoice kernels_;
+  std::string name_;
+  std::optional<Schedule> schedule_;
+  Staging staging_{/*wants_device=*/false};
+  DeviceBuffer tables_;     // the schedule's layout
+  DeviceBuffer partials_;   // float32 [partials, num_qo_heads, head_dim + 1]: outputs, then LSEs
+  DeviceBuffer large_lse_;  // float32 [query tokens, num_qo_heads]
+};
+
+CudaAttention::CudaAttention(const AttentionShape& shape, const PlanCapacity& capacity)
+    : options_{.shape = shape, .capacity = capacity}, kernels_(choose_kernels(shape)) {
+  const DeviceGuard guard(shape.device.index);
+  kernels_.prepare();
+  SEQATTN_CUDA_CHECK(cudaDeviceGetAttribute(&options_.num_sms, cudaDevAttrMultiProcessorCount,
+                                            shape.device.index));
+  options_.has_fa3 = kernels_.fa3 != nullptr;
+  name_ = kernels_.name(/*fa2=*/true, options_.has_fa3);
+  if (!fixed_size()) return;
+  require(capacity.max_sequences > 0 && capacity.max_q_tokens > 0 && capacity.max_pages > 0,
+          "capacity: got max_sequences ", capacity.max_sequences, ", max_q_tokens ",
+          capacity.max_q_tokens, ", max_pages ", capacity.max_pages,
+          "; expected all three, since they size what a captured graph uses");
+  const std::int64_t most = largest_tile_rows(shape) / shape.group_size();
+  if (capacity.max_q_len > most) {
+    throw UnsupportedError(concat("capacity: max_q_len ", capacity.max_q_len,
+                                  "; a device takes up to ", most, " with ", shape.group_size(),
+                                  " query heads a KV head and head_dim ", shape.head_dim));
+  }
+  reserve(measure_schedule(options_, {}), nullptr);
+  SEQATTN_CUDA_CHECK(cudaStreamSynchronize(nullptr));
+}
+
+void CudaAttention::reserve(const Schedule& schedule, cudaStream_t stream) {
+  const AttentionShape& shape = options_.shape;
+  const ScheduleCounts& size = schedule.layout.size;
+  tables_.reserve(schedule.layout.bytes, stream);
+  const std::int64_t partial_floats =
+      size.partials * shape.num_qo_heads * (std::int64_t{shape.head_dim} + 1);
+  partials_.reserve(static_cast<std::size_t>(partial_floats) * sizeof(float), stream);
+  if (size.fa2_tiles + size.fa3_tiles > 0) {
+    large_lse_.reserve(
+        static_cast<std::size_t>(schedule.num_q_tokens * shape.num_qo_heads) * sizeof(float),
+        stream);
+  }
+}
+
+void CudaAttention::plan(const AttentionPlan& plan, Stream stream_handle) {
+  const DeviceGuard guard(options_.shape.device.index);
+  cudaStream_t const stream = stream_of(stream_handle);
+  if (is_capturing(stream)) {
+    throw UnsupportedError(
+        "plan: the stream is being captured, and a replay would not plan anew; plan outside the "
+        "capture, before each replay");
+  }
+  Schedule schedule = measure_schedule(options_, plan);
+  const ScheduleCounts& counts = schedule.counts;
+  const bool uses_fa3 = counts.fa3_tiles > 0;
+  std::string name =
+      kernels_.name(!uses_fa3 || counts.small_tokens + counts.fa2_tiles > 0, uses_fa3);
+  const std::size_t bytes = schedule.used_bytes();
+  Staging::Slot* const slot = staging_.take(bytes);
+  write_schedule(options_, plan, schedule, slot->host);
+  try {
+    // From here on the tables of the plan before may be gone.
+    schedule_.reset();
+    reserve(schedule, stream);
+    SEQATTN_CUDA_CHECK(
+        cudaMemcpyAsync(tables_.data(), slot->host, bytes, cudaMemcpyHostToDevice, stream));
+  } catch (...) {
+    staging_.release(slot, stream);
+    throw;
+  }
+  staging_.release(slot, stream);
+  schedule_ = std::move(schedule);
+  name_ = std::move(name);
+}
+
+const Schedule& CudaAttention::planned() const {
+  require(
+      schedule_.has_value(),
+      "attention: the last call of plan failed on the device; expected one that succeeds first");
+  return *schedule_;
+}
+
+void CudaAttention::check_capture(const char* call, const TensorView& tokens,
+                                  cudaStream_t stream) const {
+  if (!is_capturing(stream)) return;
+  if (!fixed_size()) {
+    throw UnsupportedError(concat(call,
+                                  ": the stream is being captured, but this object has no "
+                                  "capacity; a later plan would not fit the graph"));
+  }
+  require(tokens.shape[0] == options_.capacity.max_q_tokens, call, ": got tensors of ",
+          tokens.shape[0], " tokens while the stream is captured; expected ",
+          options_.capacity.max_q_tokens, ", the capacity, since a later batch may have them all");
+}
+
+void CudaAttention::append(std::span<const Plane> planes, std::span<const TensorView> tensors,
+                           std::span<const TokenRange>, Stream stream_handle) const {
+  const DeviceGuard guard(options_.shape.device.index);
+  cudaStream_t const stream = stream_of(stream_handle);
+  const Schedule& schedule = planned();
+  check_capture("append_kv", tensors[0], stream);
+  const ScheduleLayout& layout = schedule.layout;
+  launch_write_tokens(
+      planes, tensors,
+      {.page_indices = ints(layout.page_indices),
+       .page_begin = ints(layout.page_indptr),
+       .begin = ints(layout.append_begin),
+       .indptr = ints(layout.q_indptr),
+       .num_rows = static_cast<std::int32_t>(layout.size.rows),
+       .num_tokens = fixed_size() ? options_.capacity.max_q_tokens : schedule.num_q_tokens,
+       .num_tokens_device = total(kTotalTokens)},
+      stream);
+}
+
+Fa2Call CudaAttention::fa2_call(std::span<const Plane> planes, const TensorView& q) const {
+  const AttentionShape& shape = options_.shape;
+  const ScheduleLayout& layout = schedule_->layout;
+  Fa2Call call;
+  call.batch = {.num_rows = static_cast<std::int32_t>(layout.size.rows),
+                .page_indices = ints(layout.page_indices),
+                .page_indptr = ints(layout.page_indptr),
+                .last_page_len = ints(layout.last_page_len),
+                .q_indptr = ints(layout.q_indptr),
+                .out_begin = ints(layout.out_begin),
+                .mask_bits = at<std::uint8_t>(layout.mask_bits),
+                .mask_indptr = ints(layout.mask_indptr)};
+  call.keys = cache_of(planes[0]);
+  call.values = cache_of(planes[1]);
+  call.page_size = shape.page_size;
+  call.num_qo_heads = shape.num_qo_heads;
+  call.num_kv_heads = shape.num_kv_heads;
+  call.q = q.data;
+  call.q_token_stride = q.strides[0];
+  call.q_head_stride = q.strides[1];
+  call.window_left = schedule_->has_mask ? -1 : shape.window_left;  // a mask holds the window
+  call.sm_scale = shape.sm_scale;
+  call.logits_soft_cap = shape.logits_soft_cap;
+  return call;
+}
+
+Fa2Blocks CudaAttention::blocks(const ScheduleLayout::Blocks& offsets, std::int64_t count) const {
+  return {.count = static_cast<std::int32_t>(count),
+          .row = ints(offsets.row),
+          .q_tile = ints(offsets.q_tile),
+          .kv_chunk = ints(offsets.kv_chunk),
+          .chunk_size = ints(offsets.chunk_size),
+          .is_valid = fixed_size() ? at<bool>(offsets.is_valid) : nullptr};
+}
+
+void CudaAttention::run(std::span<const Plane> planes, const TensorView& q, const TensorView& out,
+                        const TensorView& lse, const TensorView& sink_logits,
+                        Stream stream_handle) const {
+  const AttentionShape& shape = options_.shape;
+  const DeviceGuard guard(shape.device.index);
+  cudaStream_t const stream = stream_of(stream_handle);
+  const Schedule& schedule = planned();
+  check_capture("run", q, stream);
+  if (schedule.num_q_tokens == 0 && !fixed_size()) return;
+  if (q.dtype != shape.kv_dtype) {
+    throw UnsupportedError(concat("q: got ", to_string(q.dtype), "; kernels on a device take ",
+                                  to_string(shape.kv_dtype), ", the type of the cache"));
+  }
+  const std::int64_t bytes = size_of(q.dtype);
+  check_aligned("q", q.data, q.strides[0] * bytes, q.strides[1] * bytes);
+  check_cache("key cache", planes[0]);
+  check_cache("value cache", planes[1]);
+  const Fa2Call call = fa2_call(planes, q);
+  const bool has_large = schedule.counts.fa2_tiles + schedule.counts.fa3_tiles > 0;
+  if (has_large) {
+    require(out.is_contiguous(), "out: got ", out.to_string(),
+            "; kernels on a device expect a row-major one for queries this long");
+    check_aligned("out", out.data, 0, 0);
+    run_large(call, out, lse, sink_logits, stream);
+  }
+  run_small(call, out, lse, sink_logits, stream);
+}
+
+void CudaAttention::run_small(const Fa2Call& base, const TensorView& out, const TensorView& lse,
+                              const TensorView& sink_logits, cudaStream_t stream) const {
+  const Schedule& schedule = *schedule_;
+  const ScheduleLayout& layout = schedule.layout;
+  const AttentionShape& shape = options_.shape;
+  Fa2Call call = base;
+  auto* const partial_out = reinterpret_cast<float*>(partials_.data());
+  call.out = partial_out;
+  call.lse = partial_out + layout.size.partials * shape.num_qo_heads * shape.head_dim;
+  call.split = true;
+  const Fa2Instance& instance = kernels_.fa2(schedule.has_mask);
+  for (int tile = 0; tile < kNumTiles; ++tile) {
+    const std::int64_t count = layout.size.small_blocks[static_cast<std::size_t>(tile)];
+    if (count == 0) continue;
+    call.blocks = blocks(layout.small[static_cast<std::size_t>(tile)], count);
+    check_cuda(instance.run_float[tile](call, stream), "attention kernel (FA2)");
+  }
+  launch_merge_partials({.out = partial_out,
+                         .lse = call.lse,
+                         .token = ints(layout.merge_token),
+                         .begin = ints(layout.merge_begin),
+                         .count = ints(layout.merge_chunks),
+                         .num_tokens = layout.size.small_tokens,
+                         .num_tokens_device = total(kTotalSmallTokens)},
+                        out, lse, sink_logits, stream);
+}
+
+void CudaAttention::run_large(const Fa2Call& base, const TensorView& out, const TensorView& lse,
+                              const TensorView& sink_logits, cudaStream_t stream) const {
+  const Schedule& schedule = *schedule_;
+  const ScheduleLayout& layout = schedule.layout;
+  const bool finish = lse || sink_logits;
+  const bool is_native = out.dtype == options_.shape.kv_dtype;
+  Fa2Call call = base;
+  call.out = out.data;
+  call.lse = finish ? reinterpret_cast<float*>(large_lse_.data()) : nullptr;
+  // FA3 writes its own type only; FA2 stands in for it, with the same rows at the end of its list.
+  const std::int64_t tiles =
+      schedule.counts.fa2_tiles + (is_native ? 0 : schedule.counts.fa3_as_fa2);
+  if (tiles > 0) {
+    call.blocks = blocks(layout.large, tiles);
+    const int tile = small_tile(options_.shape, largest_tile_rows(options_.shape));
+    const Fa2Instance& instance = kernels_.fa2(schedule.has_mask);
+    const auto kernel = is_native ? instance.run_native[tile] : instance.run_float[tile];
+    check_cuda(kernel(call, stream), "attention kernel (FA2)");
+  }
+  if (is_native && schedule.counts.fa3_tiles > 0) run_fa3(call, out.shape[0], stream);
+  if (!finish) return;
+  launch_finish_large({.lse_base2 = call.lse,
+                       .is_large = at<std::uint8_t>(layout.is_large),
+                       .q_indptr = ints(layout.q_indptr),
+                       .num_rows = static_cast<std::int32_t>(layout.size.rows),
+                       .num_tokens = schedule.num_q_tokens},
+                      out, lse, sink_logits, stream);
+}
+
+void CudaAttention::run_fa3(const Fa2Call& base, std::int64_t num_q_tokens,
+                            cudaStream_t stream) const {
+  const ScheduleLayout& layout = schedule_->layout;
+  Fa3Call call;
+  call.items = {.work = ints(layout.fa3_work),
+                .q_tile = ints(layout.fa3_q_tile),
+                .q_begin = ints(layout.fa3_q_begin),
+                .page_begin = ints(layout.fa3_page_begin),
+                .q_len = ints(layout.fa3_q_len),
+                .kv_len = ints(layout.fa3_kv_len),
+                .head = ints(layout.fa3_head),
+                .row = ints(layout.fa3_row)};
+  call.page_indices = base.batch.page_indices;
+  call.keys = base.keys;
+  call.values = base.values;
+  call.page_size = base.page_size;
+  call.num_qo_heads = base.num_qo_heads;
+  call.num_kv_heads = base.num_kv_heads;
+  call.num_q_tokens = num_q_tokens;
+  call.q = base.q;
+  call.q_token_stride = base.q_token_stride;
+  call.q_head_stride = base.q_head_stride;
+  call.out = base.out;
+  call.lse = base.lse;
+  constexpr int kNoWindow = 1 << 30;  // beyond every position
+  call.window_left = base.window_left < 0 ? kNoWindow : base.window_left;
+  call.sm_scale = base.sm_scale;
+  call.logits_soft_cap = base.logits_soft_cap;
+  check_cuda(kernels_.fa3->run(call, stream), "attention kernel (FA3)");
+}
+
+}  // namespace
+
+std::unique_ptr<AttentionKernel> make_cuda_attention(const AttentionShape& shape,
+                                                     const PlanCapacity& capacity) {
+  return std::make_unique<CudaAttention>(shape, capacity);
+}
+
+}  // namespace seqattn

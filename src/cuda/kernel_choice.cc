@@ -1,0 +1,79 @@
+#include "kernel_choice.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+
+#include "cuda_check.h"
+#include "message.h"
+#include "seqattn/error.h"
+
+namespace seqattn {
+namespace {
+
+std::string compiled() {
+  std::string text;
+  for (const Fa2Instance* instance : fa2_instances()) {
+    if (instance->mask != AttentionMask::kCausal || instance->general) continue;
+    text += concat(text.empty() ? "" : ", ", to_string(instance->dtype), " with head_dim ",
+                   instance->head_dim);
+  }
+  return text;
+}
+
+const Fa2Instance* find_fa2(const AttentionShape& shape, AttentionMask mask, bool general) {
+  for (const Fa2Instance* instance : fa2_instances()) {
+    if (instance->dtype == shape.kv_dtype && instance->head_dim == shape.head_dim &&
+        instance->mask == mask && instance->general == general) {
+      return instance;
+    }
+  }
+  throw UnsupportedError(concat("attention of ", to_string(shape.kv_dtype), " with head_dim ",
+                                shape.head_dim, " on a CUDA device; this build holds ", compiled(),
+                                ": add a line to src/cuda/instances.cmake for more"));
+}
+
+bool is_hopper(int device) {
+  int major = 0, minor = 0;
+  SEQATTN_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  SEQATTN_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  return major == 9 && minor == 0;
+}
+
+const Fa3Instance* find_fa3(const AttentionShape& shape, bool general) {
+  if (!is_hopper(shape.device.index)) return nullptr;
+  const auto instances = fa3_instances();
+  const auto found =
+      std::find_if(instances.begin(), instances.end(), [&](const Fa3Instance& instance) {
+        return instance.dtype == shape.kv_dtype && instance.head_dim == shape.head_dim &&
+               instance.causal == shape.causal && instance.general == general;
+      });
+  return found == instances.end() ? nullptr : &*found;
+}
+
+}  // namespace
+
+KernelChoice choose_kernels(const AttentionShape& shape) {
+  if (shape.head_dim != shape.head_dim_v) {
+    throw UnsupportedError(concat("head_dim ", shape.head_dim, " and head_dim_v ", shape.head_dim_v,
+                                  " on a CUDA device; its kernels take equal ones"));
+  }
+  const bool general = shape.window_left >= 0 || shape.logits_soft_cap > 0;
+  return {.unmasked = find_fa2(shape, shape.causal ? AttentionMask::kCausal : AttentionMask::kNone,
+                               general),
+          .masked = find_fa2(shape, AttentionMask::kCustom, /*general=*/true),
+          .fa3 = find_fa3(shape, general),
+          .dtype = shape.kv_dtype};
+}
+
+void KernelChoice::prepare() const {
+  check_cuda(unmasked->prepare(), "cudaFuncSetAttribute");
+  check_cuda(masked->prepare(), "cudaFuncSetAttribute");
+}
+
+std::string KernelChoice::name(bool uses_fa2, bool uses_fa3) const {
+  return concat("cuda-", uses_fa2 ? "fa2" : "", uses_fa2 && uses_fa3 ? "+" : "",
+                uses_fa3 ? "fa3" : "", "-", to_string(dtype));
+}
+
+}  // namespace seqattn

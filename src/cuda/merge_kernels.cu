@@ -1,0 +1,240 @@
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "cuda_check.h"
+#include "merge_kernels.h"
+
+namespace seqattn {
+namespace {
+
+constexpr int kWarp = 32;
+constexpr int kWarpsPerBlock = 4;
+constexpr float kLn2 = 0.693147180559945309f;
+constexpr float kLog2E = 1.44269504088896341f;
+
+// A tensor of tokens as kernels see it: any of the three types.
+struct Tokens {
+  void* data = nullptr;
+  DType dtype = DType::kFloat32;
+  std::int64_t token_stride = 0, head_stride = 0;  // in elements
+
+  Tokens() = default;
+  explicit Tokens(const TensorView& view)
+      : data(view.data),
+        dtype(view.dtype),
+        token_stride(view.strides[0]),
+        head_stride(view.strides[1]) {}
+  __device__ explicit operator bool() const { return data != nullptr; }
+
+  __device__ std::int64_t offset(std::int64_t token, int head) const {
+    return token * token_stride + head * head_stride;
+  }
+  __device__ float load(std::int64_t at) const {
+    switch (dtype) {
+      case DType::kFloat16:
+        return __half2float(static_cast<const __half*>(data)[at]);
+      case DType::kBFloat16:
+        return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[at]);
+      default:
+        return static_cast<const float*>(data)[at];
+    }
+  }
+  __device__ void store(std::int64_t at, float value) const {
+    switch (dtype) {
+      case DType::kFloat16:
+        static_cast<__half*>(data)[at] = __float2half_rn(value);
+        break;
+      case DType::kBFloat16:
+        static_cast<__nv_bfloat16*>(data)[at] = __float2bfloat16_rn(value);
+        break;
+      default:
+        static_cast<float*>(data)[at] = value;
+    }
+  }
+};
+
+struct Sinks {
+  const float* data = nullptr;
+  std::int64_t stride = 0;
+  explicit Sinks(const TensorView& view)
+      : data(static_cast<const float*>(view.data)), stride(view.strides[0]) {}
+  __device__ float base2(int head) const {
+    return data == nullptr ? -INFINITY : data[head * stride] * kLog2E;
+  }
+};
+
+// What a warp works on: one head of one token.
+__device__ bool take_item(std::int64_t num_tokens, int num_heads, std::int64_t* token, int* head) {
+  const std::int64_t item =
+      static_cast<std::int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
+  *token = item / num_heads;
+  *head = static_cast<int>(item % num_heads);
+  return *token < num_tokens;
+}
+
+__device__ float finite_or_zero(float max) { return max == -INFINITY ? 0.0f : max; }
+
+// out of Out elements, four a lane. kDim elements a head.
+template <class Out>
+__device__ void store4(Out* to, float4 x);
+template <>
+__device__ inline void store4<float>(float* to, float4 x) {
+  to[0] = x.x, to[1] = x.y, to[2] = x.z, to[3] = x.w;
+}
+template <>
+__device__ inline void store4<__half>(__half* to, float4 x) {
+  to[0] = __float2half_rn(x.x), to[1] = __float2half_rn(x.y);
+  to[2] = __float2half_rn(x.z), to[3] = __float2half_rn(x.w);
+}
+template <>
+__device__ inline void store4<__nv_bfloat16>(__nv_bfloat16* to, float4 x) {
+  to[0] = __float2bfloat16_rn(x.x), to[1] = __float2bfloat16_rn(x.y);
+  to[2] = __float2bfloat16_rn(x.z), to[3] = __float2bfloat16_rn(x.w);
+}
+
+template <class Out>
+__global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
+    merge_partials(PartialResults partials, Tokens out, Tokens lse, Sinks sinks, int num_heads,
+                   int head_dim) {
+  const std::int64_t num_tokens =
+      partials.num_tokens_device != nullptr ? *partials.num_tokens_device : partials.num_tokens;
+  std::int64_t item;
+  int head;
+  if (!take_item(num_tokens, num_heads, &item, &head)) return;
+  const int lane = threadIdx.x % kWarp;
+  const std::int64_t first = static_cast<std::int64_t>(partials.begin[item]) * num_heads + head;
+  const int count = partials.count[item];
+
+  const float sink = sinks.base2(head);
+  float max = sink;
+  for (int i = 0; i < count; ++i) {
+    max = fmaxf(max, partials.lse[first + static_cast<std::int64_t>(i) * num_heads]);
+  }
+  const float subtracted = finite_or_zero(max);
+  float sum = exp2f(sink - subtracted);
+  for (int i = 0; i < count; ++i) {
+    sum += exp2f(partials.lse[first + static_cast<std::int64_t>(i) * num_heads] - subtracted);
+  }
+  const std::int64_t token = partials.token[item];
+  const float scale = sum == 0 ? 0.0f : 1 / sum;
+  Out* const to = static_cast<Out*>(out.data) + out.offset(token, head);
+  for (int d = lane * 4; d < head_dim; d += kWarp * 4) {
+    float4 total = {0, 0, 0, 0};
+    for (int i = 0; i < count; ++i) {
+      const std::int64_t partial = first + static_cast<std::int64_t>(i) * num_heads;
+      const float weight = exp2f(partials.lse[partial] - subtracted) * scale;
+      if (weight == 0) continue;  // nothing visible: its output may be anything
+      const float4 x = *reinterpret_cast<const float4*>(partials.out + partial * head_dim + d);
+      total.x += weight * x.x;
+      total.y += weight * x.y;
+      total.z += weight * x.z;
+      total.w += weight * x.w;
+    }
+    store4(to + d, total);
+  }
+  if (lse && lane == 0) lse.store(lse.offset(token, head), (subtracted + log2f(sum)) * kLn2);
+}
+
+__global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
+    finish_large(LargeRows rows, Tokens out, Tokens lse, Sinks sinks, int num_heads, int head_dim) {
+  std::int64_t token;
+  int head;
+  if (!take_item(rows.num_tokens, num_heads, &token, &head)) return;
+  std::int32_t low = 0, high = rows.num_rows;
+  while (high - low > 1) {
+    const std::int32_t middle = (low + high) / 2;
+    (rows.q_indptr[middle] <= token ? low : high) = middle;
+  }
+  if (rows.is_large[low] == 0) return;
+  const float own = rows.lse_base2[token * num_heads + head];
+  const float sink = sinks.base2(head);
+  const float subtracted = finite_or_zero(fmaxf(own, sink));
+  const float weight = exp2f(own - subtracted);
+  const float sum = weight + exp2f(sink - subtracted);
+  const int lane = threadIdx.x % kWarp;
+  if (sinks.data != nullptr) {
+    const float scale = sum == 0 ? 0.0f : weight / sum;
+    const std::int64_t at = out.offset(token, head);
+    for (int d = lane; d < head_dim; d += kWarp) out.store(at + d, scale * out.load(at + d));
+  }
+  if (lse && lane == 0) lse.store(lse.offset(token, head), (subtracted + log2f(sum)) * kLn2);
+}
+
+__global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
+    merge_states(Tokens out_a, Tokens lse_a, Tokens out_b, Tokens lse_b, Tokens out, Tokens lse,
+                 std::int64_t num_tokens, int num_heads, int dim) {
+  std::int64_t token;
+  int head;
+  if (!take_item(num_tokens, num_heads, &token, &head)) return;
+  const float a = lse_a.load(lse_a.offset(token, head)), b = lse_b.load(lse_b.offset(token, head));
+  const float subtracted = finite_or_zero(fmaxf(a, b));
+  const float exp_a = expf(a - subtracted), exp_b = expf(b - subtracted);
+  const float sum = exp_a + exp_b;
+  const float weight_a = sum == 0 ? 0.0f : exp_a / sum, weight_b = sum == 0 ? 0.0f : exp_b / sum;
+  const int lane = threadIdx.x % kWarp;
+  for (int d = lane; d < dim; d += kWarp) {
+    float x = 0;
+    if (weight_a != 0) x += weight_a * out_a.load(out_a.offset(token, head) + d);
+    if (weight_b != 0) x += weight_b * out_b.load(out_b.offset(token, head) + d);
+    out.store(out.offset(token, head) + d, x);
+  }
+  __syncwarp();  // lse may stand where lse_a or lse_b does
+  if (lse && lane == 0) lse.store(lse.offset(token, head), subtracted + logf(sum));
+}
+
+unsigned blocks_for(std::int64_t num_tokens, std::int64_t num_heads) {
+  return static_cast<unsigned>((num_tokens * num_heads + kWarpsPerBlock - 1) / kWarpsPerBlock);
+}
+
+}  // namespace
+
+void launch_merge_partials(const PartialResults& partials, const TensorView& out,
+                           const TensorView& lse, const TensorView& sink_logits,
+                           cudaStream_t stream) {
+  if (partials.num_tokens == 0) return;
+  const int num_heads = static_cast<int>(out.shape[1]), head_dim = static_cast<int>(out.shape[2]);
+  const unsigned blocks = blocks_for(partials.num_tokens, num_heads);
+  const Tokens to(out), to_lse = lse ? Tokens(lse) : Tokens();
+  const auto launch = [&](auto kernel) {
+    kernel<<<blocks, kWarp * kWarpsPerBlock, 0, stream>>>(partials, to, to_lse, Sinks(sink_logits),
+                                                          num_heads, head_dim);
+  };
+  switch (out.dtype) {
+    case DType::kFloat32:
+      launch(merge_partials<float>);
+      break;
+    case DType::kFloat16:
+      launch(merge_partials<__half>);
+      break;
+    case DType::kBFloat16:
+      launch(merge_partials<__nv_bfloat16>);
+      break;
+  }
+  check_launch("merge_partials");
+}
+
+void launch_finish_large(const LargeRows& rows, const TensorView& out, const TensorView& lse,
+                         const TensorView& sink_logits, cudaStream_t stream) {
+  if (rows.num_tokens == 0) return;
+  const int num_heads = static_cast<int>(out.shape[1]);
+  finish_large<<<blocks_for(rows.num_tokens, num_heads), kWarp * kWarpsPerBlock, 0, stream>>>(
+      rows, Tokens(out), lse ? Tokens(lse) : Tokens(), Sinks(sink_logits), num_heads,
+      static_cast<int>(out.shape[2]));
+  check_launch("finish_large");
+}
+
+void launch_merge_states(const TensorView& out_a, const TensorView& lse_a, const TensorView& out_b,
+                         const TensorView& lse_b, const TensorView& out, const TensorView& lse,
+                         cudaStream_t stream) {
+  const std::int64_t num_tokens = out.shape[0];
+  const int num_heads = static_cast<int>(out.shape[1]);
+  if (num_tokens * num_heads == 0) return;
+  merge_states<<<blocks_for(num_tokens, num_heads), kWarp * kWarpsPerBlock, 0, stream>>>(
+      Tokens(out_a), Tokens(lse_a), Tokens(out_b), Tokens(lse_b), Tokens(out),
+      lse ? Tokens(lse) : Tokens(), num_tokens, num_heads, static_cast<int>(out.shape[2]));
+  check_launch("merge_states");
+}
+
+}  // namespace seqattn

@@ -1,0 +1,84 @@
+#include "row_policy.h"
+
+#include <algorithm>
+#include <bit>
+
+namespace seqattn {
+namespace {
+
+// FA3 fills tiles of 128 rows of one head. Shorter queries leave it idle, and few tiles leave
+// multiprocessors idle that FA2, which packs the heads of a group, would use.
+constexpr std::int64_t kMinFa3Queries = 128;
+constexpr std::int64_t kMinFa3Tiles = 64;
+
+// Four chunks or more fill a device with one sequence; a chunk of kLongestChunk reads as fast as
+// memory is, and more of them would only add merging, so that very long rows stay at kManyChunks.
+// With fewer KV heads than kFullHeads there are fewer blocks a chunk: chunks are shorter instead.
+constexpr std::int64_t kShortestChunk = 256;
+constexpr std::int64_t kLongestChunk = 1024;
+constexpr std::int64_t kFewChunks = 4;
+constexpr std::int64_t kManyChunks = 32;
+constexpr std::int64_t kFullHeads = 8;
+
+// A power of two, as all sizes are.
+std::int64_t longest_chunk(const AttentionShape& shape) {
+  const auto heads = std::min<std::uint64_t>(static_cast<std::uint64_t>(shape.num_kv_heads),
+                                             kFullHeads);
+  return std::max(kShortestChunk,
+                  kLongestChunk * static_cast<std::int64_t>(std::bit_floor(heads)) / kFullHeads);
+}
+
+std::int64_t chunk_tokens(const AttentionShape& shape, std::int64_t num_keys) {
+  const std::int64_t longest = longest_chunk(shape);
+  std::int64_t size = kShortestChunk;
+  while (size * kFewChunks < num_keys && size < longest) size *= 2;
+  const std::int64_t many = kManyChunks * kLongestChunk / longest;
+  while (size * many < num_keys) size *= 2;
+  return size;
+}
+
+}  // namespace
+
+int largest_tile_rows(const AttentionShape& shape) { return shape.head_dim == 256 ? 64 : 128; }
+
+int small_tile(const AttentionShape& shape, std::int64_t num_query_rows) {
+  if (num_query_rows > largest_tile_rows(shape)) return kNumTiles;
+  int tile = 0;
+  while (kTileRows[tile] < num_query_rows) ++tile;
+  return tile;
+}
+
+int fa3_tile_rows(const AttentionShape& shape) { return shape.head_dim == 64 ? 192 : 128; }
+
+RowPath path_of(const ScheduleOptions& options, bool has_mask, const AttentionRow& row) {
+  const AttentionShape& shape = options.shape;
+  if (row.q_len == 0) return RowPath::kNone;
+  if (row.kv_len == 0) return RowPath::kSmall;  // of no blocks: the merge writes zeros
+  if (small_tile(shape, row.q_len * shape.group_size()) < kNumTiles) return RowPath::kSmall;
+  const std::int64_t tiles = ceil_div(row.q_len, fa3_tile_rows(shape)) * shape.num_qo_heads;
+  const bool gains = row.q_len >= kMinFa3Queries && tiles >= kMinFa3Tiles;
+  return options.has_fa3 && !has_mask && gains ? RowPath::kFa3 : RowPath::kLarge;
+}
+
+Chunks chunks_of(const AttentionShape& shape, bool has_mask, const AttentionRow& row, int tile) {
+  if (row.kv_len == 0) return {};
+  std::int64_t num_keys = row.kv_len;
+  // A mask holds the window too (mask_bit), and the kernel then reads all keys.
+  if (shape.window_left >= 0 && !has_mask) {
+    num_keys = std::min<std::int64_t>(num_keys, std::int64_t{shape.window_left} + kTileRows[tile]);
+  }
+  const std::int64_t size = chunk_tokens(shape, num_keys);
+  return {size, ceil_div(num_keys, size)};
+}
+
+// By chunk_tokens, chunks are of kShortestChunk or more, and as long as longest_chunk or more as soon
+// as a row has more than kFewChunks of them.
+std::int64_t most_chunks(const AttentionShape& shape, std::int64_t num_rows,
+                         std::int64_t num_keys) {
+  return std::min(num_rows + num_keys / kShortestChunk,
+                  num_rows * kFewChunks + num_keys / longest_chunk(shape));
+}
+
+std::int64_t mask_bytes_of(const AttentionRow& row) { return ceil_div(row.q_len * row.kv_len, 8); }
+
+}  // namespace seqattn

@@ -1,0 +1,203 @@
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "attention_schedule.h"
+
+namespace seqattn {
+namespace {
+
+// The arrays of one schedule in host memory.
+class Writer {
+ public:
+  Writer(const ScheduleOptions& options, const AttentionPlan& plan, const Schedule& schedule,
+         std::byte* memory)
+      : options_(options),
+        shape_(options.shape),
+        plan_(plan),
+        schedule_(schedule),
+        layout_(schedule.layout),
+        memory_(memory) {}
+
+  void write() {
+    write_tables();
+    write_rows();
+    pad_rows();
+    if (schedule_.counts.fa3_tiles > 0) write_fa3();
+    std::int32_t* const totals = ints(layout_.totals);
+    totals[kTotalRows] = static_cast<std::int32_t>(schedule_.counts.rows);
+    totals[kTotalTokens] = static_cast<std::int32_t>(plan_.num_q_tokens);
+    totals[kTotalSmallTokens] = static_cast<std::int32_t>(num_small_tokens_);
+  }
+
+ private:
+  std::int32_t* ints(std::size_t offset) const {
+    return reinterpret_cast<std::int32_t*>(memory_ + offset);
+  }
+
+  void write_tables();
+  void write_rows();
+  void write_small(std::size_t i);
+  void write_large(std::size_t i, std::int64_t& next_block);
+  void write_mask(const AttentionRow& row, std::uint8_t* bits) const;
+  void pad_rows();
+  void write_fa3();
+
+  void put_block(const ScheduleLayout::Blocks& blocks, std::int64_t at, std::size_t row,
+                 std::int64_t q_tile, std::int64_t chunk, std::int64_t chunk_size) const {
+    ints(blocks.row)[at] = static_cast<std::int32_t>(row);
+    ints(blocks.q_tile)[at] = static_cast<std::int32_t>(q_tile);
+    ints(blocks.kv_chunk)[at] = static_cast<std::int32_t>(chunk);
+    ints(blocks.chunk_size)[at] = static_cast<std::int32_t>(chunk_size);
+  }
+
+  const ScheduleOptions& options_;
+  const AttentionShape& shape_;
+  const AttentionPlan& plan_;
+  const Schedule& schedule_;
+  const ScheduleLayout& layout_;
+  std::byte* memory_;
+  std::array<std::int64_t, kNumTiles> num_small_blocks_ = {};
+  std::int64_t num_small_tokens_ = 0;
+  std::int64_t num_partials_ = 0;
+};
+
+void Writer::write_tables() {
+  std::memcpy(ints(layout_.page_indices), plan_.page_indices.data(),
+              plan_.page_indices.size() * sizeof(std::int32_t));
+  for (std::size_t i = 0; i < plan_.rows.size(); ++i) {
+    const AttentionRow& row = plan_.rows[i];
+    ints(layout_.page_indptr)[i] = static_cast<std::int32_t>(row.page_begin);
+    ints(layout_.last_page_len)[i] =
+        static_cast<std::int32_t>(row.kv_len == 0 ? 0 : (row.kv_len - 1) % shape_.page_size + 1);
+    ints(layout_.q_indptr)[i] = static_cast<std::int32_t>(row.q_begin);
+    ints(layout_.append_begin)[i] = static_cast<std::int32_t>(row.kv_len - row.q_len);
+  }
+}
+
+void Writer::write_rows() {
+  std::int64_t next_large = 0, next_fa3 = schedule_.counts.fa2_tiles, mask_begin = 0;
+  for (std::size_t i = 0; i < plan_.rows.size(); ++i) {
+    const AttentionRow& row = plan_.rows[i];
+    ints(layout_.out_begin)[i] = static_cast<std::int32_t>(row.q_begin);
+    if (schedule_.has_mask) {
+      ints(layout_.mask_indptr)[i] = static_cast<std::int32_t>(mask_begin);
+      write_mask(row, reinterpret_cast<std::uint8_t*>(memory_ + layout_.mask_bits) + mask_begin);
+      mask_begin += mask_bytes_of(row);
+    }
+    const RowPath path = path_of(options_, schedule_.has_mask, row);
+    memory_[layout_.is_large + i] = std::byte{path == RowPath::kLarge || path == RowPath::kFa3};
+    switch (path) {
+      case RowPath::kNone:
+        break;
+      case RowPath::kSmall:
+        write_small(i);
+        break;
+      case RowPath::kLarge:
+        write_large(i, next_large);
+        break;
+      case RowPath::kFa3:
+        write_large(i, next_fa3);
+        break;
+    }
+  }
+}
+
+void Writer::write_small(std::size_t i) {
+  const AttentionRow& row = plan_.rows[i];
+  const int tile = std::min(small_tile(shape_, row.q_len * shape_.group_size()), kNumTiles - 1);
+  const Chunks chunks = chunks_of(shape_, schedule_.has_mask, row, tile);
+  ints(layout_.out_begin)[i] = static_cast<std::int32_t>(num_partials_);
+  for (std::int64_t chunk = 0; chunk < chunks.count; ++chunk) {
+    put_block(layout_.small[tile], num_small_blocks_[tile]++, i, 0, chunk, chunks.size);
+  }
+  for (std::int64_t j = 0; j < row.q_len; ++j, ++num_small_tokens_) {
+    ints(layout_.merge_token)[num_small_tokens_] = static_cast<std::int32_t>(row.q_begin + j);
+    ints(layout_.merge_begin)[num_small_tokens_] =
+        static_cast<std::int32_t>(num_partials_ + j * chunks.count);
+    ints(layout_.merge_chunks)[num_small_tokens_] = static_cast<std::int32_t>(chunks.count);
+  }
+  num_partials_ += row.q_len * chunks.count;
+}
+
+void Writer::write_large(std::size_t i, std::int64_t& next_block) {
+  const AttentionRow& row = plan_.rows[i];
+  const std::int64_t tiles = ceil_div(row.q_len * shape_.group_size(), largest_tile_rows(shape_));
+  // The longest first: under a causal mask the last tile sees the most keys.
+  for (std::int64_t tile = tiles - 1; tile >= 0; --tile) {
+    put_block(layout_.large, next_block++, i, tile, 0, row.kv_len);
+  }
+}
+
+void Writer::write_mask(const AttentionRow& row, std::uint8_t* bits) const {
+  std::memset(bits, 0, static_cast<std::size_t>(mask_bytes_of(row)));
+  const std::uint8_t* mask = plan_.mask.data() + row.mask_begin;
+  for (std::int64_t j = 0; j < row.q_len; ++j) {
+    const std::int64_t position = row.kv_len - row.q_len + j;
+    const std::int64_t begin = shape_.window_left < 0 ? 0 : position - shape_.window_left;
+    const std::int64_t end = shape_.causal ? position + 1 : row.kv_len;
+    for (std::int64_t t = std::max<std::int64_t>(0, begin); t < std::min(end, row.kv_len); ++t) {
+      const std::int64_t at = j * row.kv_len + t;
+      if (mask[at] != 0) bits[at / 8] = static_cast<std::uint8_t>(bits[at / 8] | 1u << at % 8);
+    }
+  }
+}
+
+// What lies behind the batch: the ends of the indptrs and, where launches have a fixed size, rows
+// without pages and blocks that end at once.
+void Writer::pad_rows() {
+  for (std::int64_t i = schedule_.counts.rows; i <= layout_.size.rows; ++i) {
+    ints(layout_.page_indptr)[i] = static_cast<std::int32_t>(schedule_.counts.pages);
+    ints(layout_.q_indptr)[i] = static_cast<std::int32_t>(plan_.num_q_tokens);
+  }
+  if (!options_.fixed_size()) return;
+  for (int tile = 0; tile < kNumTiles; ++tile) {
+    auto* const valid = reinterpret_cast<bool*>(memory_ + layout_.small[tile].is_valid);
+    std::fill_n(valid, num_small_blocks_[tile], true);
+    std::fill_n(valid + num_small_blocks_[tile],
+                layout_.size.small_blocks[tile] - num_small_blocks_[tile], false);
+  }
+}
+
+// Deals (tile, head) pairs, costliest first, to the blocks: from the first to the last, then back,
+// and so on, which evens the sums out.
+void Writer::write_fa3() {
+  const std::int64_t num_heads = shape_.num_qo_heads;
+  const std::int64_t num_items = schedule_.counts.fa3_tiles * num_heads;
+  const std::int64_t num_blocks = options_.num_sms;
+  const std::int64_t rounds = num_items / num_blocks, rest = num_items % num_blocks;
+  std::int32_t* const work = ints(layout_.fa3_work);
+  work[0] = 0;
+  for (std::int64_t block = 0; block < num_blocks; ++block) {
+    const std::int64_t place = rounds % 2 == 0 ? block : num_blocks - 1 - block;
+    work[block + 1] = static_cast<std::int32_t>(work[block] + rounds + (place < rest ? 1 : 0));
+  }
+  std::int64_t round = 0, place = 0;
+  for (const Fa3Tile& tile : schedule_.fa3_tiles) {
+    const AttentionRow& row = plan_.rows[static_cast<std::size_t>(tile.row)];
+    for (std::int64_t head = 0; head < num_heads; ++head) {
+      const std::int64_t block = round % 2 == 0 ? place : num_blocks - 1 - place;
+      const std::int64_t at = work[block] + round;
+      ints(layout_.fa3_q_tile)[at] = tile.tile;
+      ints(layout_.fa3_q_begin)[at] = static_cast<std::int32_t>(row.q_begin);
+      ints(layout_.fa3_page_begin)[at] = static_cast<std::int32_t>(row.page_begin);
+      ints(layout_.fa3_q_len)[at] = static_cast<std::int32_t>(row.q_len);
+      ints(layout_.fa3_kv_len)[at] = static_cast<std::int32_t>(row.kv_len);
+      ints(layout_.fa3_head)[at] = static_cast<std::int32_t>(head);
+      ints(layout_.fa3_row)[at] = tile.row;
+      if (++place == num_blocks) {
+        place = 0;
+        ++round;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void write_schedule(const ScheduleOptions& options, const AttentionPlan& plan,
+                    const Schedule& schedule, std::byte* memory) {
+  Writer(options, plan, schedule, memory).write();
+}
+
+}  // namespace seqattn
