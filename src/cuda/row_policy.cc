@@ -22,8 +22,8 @@ constexpr std::int64_t kFullHeads = 8;
 
 // A power of two, as all sizes are.
 std::int64_t longest_chunk(const AttentionShape& shape) {
-  const auto heads = std::min<std::uint64_t>(static_cast<std::uint64_t>(shape.num_kv_heads),
-                                             kFullHeads);
+  const auto heads =
+      std::min<std::uint64_t>(static_cast<std::uint64_t>(shape.num_kv_heads), kFullHeads);
   return std::max(kShortestChunk,
                   kLongestChunk * static_cast<std::int64_t>(std::bit_floor(heads)) / kFullHeads);
 }
@@ -71,8 +71,8 @@ Chunks chunks_of(const AttentionShape& shape, bool has_mask, const AttentionRow&
   return {size, ceil_div(num_keys, size)};
 }
 
-// By chunk_tokens, chunks are of kShortestChunk or more, and as long as longest_chunk or more as soon
-// as a row has more than kFewChunks of them.
+// By chunk_tokens, chunks are of kShortestChunk or more, and as long as longest_chunk or more as
+// soon as a row has more than kFewChunks of them.
 std::int64_t most_chunks(const AttentionShape& shape, std::int64_t num_rows,
                          std::int64_t num_keys) {
   return std::min(num_rows + num_keys / kShortestChunk,
