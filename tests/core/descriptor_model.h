@@ -1,0 +1,70 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <span>
+#include <vector>
+
+#include "seqattn/cache_descriptor.h"
+
+namespace seqattn::testing {
+
+// What a page pool, a reclaimer and two descriptors over that pool are meant to do, written down as
+// plainly as possible: lists, maps, no transactions. Works on a copy, which the caller throws away
+// when the call throws.
+class DescriptorModel {
+ public:
+  struct Sequence {
+    std::vector<PageId> pages;
+    std::int64_t length = 0;
+  };
+  using Table = std::map<SeqId, Sequence>;
+
+  DescriptorModel(int num_pages, int page_size);
+
+  // The pool.
+  std::vector<PageId> allocate(std::int64_t num_pages);
+  void ref(std::span<const PageId> pages);
+  void unref(std::span<const PageId> pages);
+
+  // The descriptors, by number. `grow` is try_allocate; `decode` and `allocate` throw NoPageError.
+  Admission grow(int descriptor, std::span<const SeqId> ids, std::span<const std::int64_t> lengths);
+  Admission allocate(int descriptor, std::span<const SeqId> ids,
+                     std::span<const std::int64_t> lengths);
+  Admission decode(int descriptor, std::span<const SeqId> ids);
+  std::int64_t release(int descriptor, std::span<const SeqId> ids);
+  void fork(int descriptor, SeqId parent, SeqId child, std::int64_t num_tokens);
+  void attach(int descriptor, SeqId id, std::vector<PageId> pages, std::int64_t num_tokens);
+  void adopt(int descriptor, SeqId id, std::vector<PageId> pages, std::int64_t num_tokens);
+  void truncate(int descriptor, SeqId id, std::int64_t num_tokens);
+  const Sequence& sequence(int descriptor, SeqId id) const;
+
+  Stats stats(int descriptor) const;
+  int last_page_len(const Sequence& sequence) const;
+  // How many references to each page the sequences and the reclaimer hold.
+  std::vector<int> holders() const;
+  // True where references are held that do not exist: a caller has dropped one of another's.
+  bool has_stolen_references() const;
+
+  int page_size = 1;
+  std::vector<int> counts;
+  std::vector<PageId> free_pages;  // front first
+  std::vector<std::uint32_t> generations;
+  std::array<Table, 2> tables;
+  std::vector<PageId> reclaimable;  // references that the reclaimer holds; none without one
+
+ private:
+  std::int64_t num_pages_for(std::int64_t num_tokens) const;
+  PageId take();  // invents a page where there is none
+  void grow_one(Sequence& sequence, std::int64_t num_tokens, Admission& admission);
+  bool reclaim(std::int64_t num_pages);
+};
+
+// The fewest references in front of the list that have to go for that many pages to become free; 0
+// when not even all of them would do. The model's reclaimer and the real one agree by it.
+std::size_t num_to_give_up(std::span<const PageId> reclaimable, std::vector<int> counts,
+                           std::int64_t num_pages);
+
+}  // namespace seqattn::testing
