@@ -141,7 +141,8 @@ def main():
     tasks = bookkeeping_peer.make_tasks()
     ours, peers = {}, {}
     for done in range(ROUNDS):
-        print(f"round {done + 1} of {ROUNDS}", end="\r", flush=True)
+        if sys.stderr.isatty():
+            print(f"\rround {done + 1} of {ROUNDS} ", end="", file=sys.stderr, flush=True)
         context = run_program(program, ours, tasks[0].checksum)
         run_peer(tasks, peers)
     peers |= {name: [value] for name, value in bookkeeping_peer.memory().items()}
@@ -158,6 +159,8 @@ def main():
     }
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     Path(target).write_text(json.dumps(report, indent=2) + "\n")
+    if sys.stderr.isatty():
+        print("\r", end="", file=sys.stderr)
     print_table(report)
     print(f"\nAlso in {target}")
 

@@ -1,13 +1,19 @@
 """The bookkeeping of the Python package seqattn 0.0.2, in our own words: what bench/bookkeeping.py compares with.
 
 The algorithm is the original's: page ids in Python lists, a deque of free pages, one count a page, one dict entry a
-sequence, packing by extending a list. Its tensors and numpy arrays are `array` here, which is faster at this: torch and
-numpy convert a list, and count one page, more slowly. Its faults stay out of the way: the benchmark does nothing that
-brings them up.
+sequence, packing by extending a list. Where it has torch tensors and numpy arrays there is `array` here: about as fast
+as torch at taking a list, and many times faster than numpy at counting one page. Its faults stay out of the way: the
+benchmark does nothing that brings them up.
 """
 
 from array import array
 from collections import Counter, deque
+
+
+def int32(values):
+    result = array("i")
+    result.fromlist(values)
+    return result
 
 
 class NoPageError(Exception):
@@ -125,4 +131,4 @@ class Descriptor:
             indices.extend(sequence.pages)
             indptr.append(indptr[-1] + len(sequence.pages))
             last_page_lens.append(sequence.last_page_len)
-        return array("i", indices), array("i", indptr), array("i", last_page_lens)
+        return int32(indices), int32(indptr), int32(last_page_lens)
