@@ -146,7 +146,9 @@ class Contents {
         const HostTensor keys(DType::kFloat32, {n, kHeads, kHeadDim});
         const HostTensor values(DType::kFloat32, {n, kHeads, kHeadDimV});
         manager_.read_kv(descriptor().pages(id), 0, n, keys.view(), values.view(), layer);
-        const auto token = [&](std::int64_t t) { return expected[static_cast<std::size_t>(t)]; };
+        const auto token = [&all = expected](std::int64_t t) {
+          return all[static_cast<std::size_t>(t)];
+        };
         for (std::int64_t i = 0; i < keys.size(); ++i) {
           ASSERT_EQ(keys[i], element(token(i / 6), layer, i % 6)) << "sequence " << id;
         }
