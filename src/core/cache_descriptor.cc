@@ -47,9 +47,9 @@ CacheDescriptor::~CacheDescriptor() {
   for (const auto& [seq_id, data] : sequences_) {
     try {
       pool_->drop(data.kv_page_indices);
-    } catch (const Error&) {
-      // The caller has dropped references that were not its own. A destructor can tell nobody, and
-      // the pages of the other sequences still go back.
+    } catch (...) {
+      // The caller has dropped references that were not its own, and there may be no memory to say
+      // so. A destructor can tell nobody; the pages of the other sequences still go back.
     }
   }
 }

@@ -1,0 +1,422 @@
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <new>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "descriptor_state.h"
+#include "failing_allocations.h"
+#include "host_tensor.h"
+#include "seqattn/batch_attention.h"
+#include "seqattn/cache_descriptor.h"
+#include "seqattn/error.h"
+#include "seqattn/paged_kv_cache_manager.h"
+
+// Every call with its first memory allocation failing, then with its second, and so on until it has
+// no more of them. Each time the whole state has to be what it was before the call, and the same
+// call has to work when it is made again.
+namespace seqattn {
+namespace {
+
+using ::seqattn::testing::DescriptorState;
+using ::seqattn::testing::FailingAllocations;
+using ::seqattn::testing::HostTensor;
+
+// A manager with two descriptors, some pages shared, the free list wrapped around its end.
+//   sequence 1: pages 0 1 2, 10 tokens     2: pages 0 1, 6 tokens     3: page 3, 4 tokens
+//   pages 6 7 8 are the caller's           other, 1: pages 3, 3 tokens
+class World {
+ public:
+  World() {
+    descriptor.allocate({9}, {12});
+    descriptor.release({9});
+    manager.unref(manager.allocate(9));
+    descriptor.allocate({1}, {10});
+    write(descriptor.pack_for_flashinfer({1}), 10);
+    descriptor.fork(1, 2, 6);
+    descriptor.allocate({3}, {4});
+    write(descriptor.pack_for_flashinfer({3}), 4);
+    other.attach(1, descriptor.pages(3), 3);
+    callers = manager.allocate(3);
+  }
+
+  void write(const FlashInferPackedData& packed, std::int32_t n) {
+    HostTensor tokens(DType::kFloat32, {n, 1, 2});
+    for (int layer = 0; layer < 2; ++layer) {
+      for (std::int64_t i = 0; i < tokens.size(); ++i) tokens.set(i, static_cast<float>(++written));
+      manager.append_kv(tokens.view(), tokens.view(), packed, std::array{0, n}, layer);
+    }
+  }
+
+  PagedKVCacheManager manager{{.num_pages = 12,
+                               .page_size = 4,
+                               .num_heads = 1,
+                               .head_dim = 2,
+                               .num_layers = 2,
+                               .dtype = DType::kFloat32}};
+  CacheDescriptor descriptor{manager};
+  CacheDescriptor other{manager};
+  std::vector<PageId> callers;
+  int written = 0;
+};
+
+struct WorldState {
+  DescriptorState descriptor, other;
+  std::vector<std::vector<std::byte>> storage;
+  friend bool operator==(const WorldState&, const WorldState&) = default;
+};
+
+WorldState state_of(World& world) {
+  WorldState state{testing::state_of(world.descriptor), testing::state_of(world.other), {}};
+  for (int layer = 0; layer < 2; ++layer) {
+    state.storage.push_back(testing::bytes_of(world.manager.key_cache(layer)));
+    state.storage.push_back(testing::bytes_of(world.manager.value_cache(layer)));
+  }
+  return state;
+}
+
+void PrintTo(const WorldState& state, std::ostream* out) {
+  *out << state.descriptor << "\nother: " << state.other << "\n(and the storage)";
+}
+
+using Call = std::function<void(World&)>;
+
+// Makes the call with that allocation failing. True where it was reached. When the call ends in
+// std::bad_alloc or in an error of the library, nothing may have changed.
+bool fails_without_a_trace(World& world, const Call& call, std::int64_t n) {
+  const WorldState before = state_of(world);
+  bool threw = false;
+  {
+    const FailingAllocations failing(n);
+    try {
+      call(world);
+    } catch (const std::bad_alloc&) {
+      threw = true;
+    } catch (const Error&) {
+      threw = true;  // of wrong arguments; with a shortened message where that allocation failed
+    }
+  }
+  const bool reached = FailingAllocations::have_failed();
+  if (threw) {
+    EXPECT_EQ(state_of(world), before) << "allocation " << n;
+  }
+  return reached;
+}
+
+// As it ends where every allocation succeeds.
+WorldState state_after(World& world, const Call& call) {
+  try {
+    call(world);
+  } catch (const Error&) {
+  }
+  return state_of(world);
+}
+
+// Returns how many allocations the call makes.
+std::int64_t expect_all_or_nothing(const Call& call, const Call& prepare = {}) {
+  const auto make_world = [&] {
+    auto world = std::make_unique<World>();
+    if (prepare) prepare(*world);
+    return world;
+  };
+  const WorldState expected = state_after(*make_world(), call);
+  std::int64_t n = 1;
+  for (;; ++n) {
+    const auto world = make_world();
+    if (!fails_without_a_trace(*world, call, n)) break;
+    EXPECT_EQ(state_after(*world, call), expected) << "tried again after allocation " << n;
+    if (::testing::Test::HasFailure()) break;
+  }
+  return n - 1;
+}
+
+TEST(FailedAllocation, OfAllocateChangesNothing) {
+  const auto grow = [](World& w) { w.descriptor.allocate({4, 2, 1, 4, 3}, {5, 1, 7, 4, 1}); };
+  EXPECT_GE(expect_all_or_nothing(grow, [](World& w) { w.manager.unref(w.callers); }), 5);
+}
+
+TEST(FailedAllocation, OfAllocateThatIsRefusedChangesNothing) {
+  EXPECT_GE(expect_all_or_nothing([](World& w) {
+              w.descriptor.allocate({4, 2, 1, 5}, {5, 1, 7, -1});
+            }),
+            4);
+  EXPECT_GE(expect_all_or_nothing([](World& w) {
+              w.descriptor.allocate({4, 2, 1}, {5, 1, 99});
+            }),
+            4);
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.descriptor.allocate({4}, {}); }), 1);
+}
+
+// Many new ids: the map of sequences grows in mid-batch.
+TEST(FailedAllocation, OfAllocateOfManySequencesChangesNothing) {
+  const auto many = [](World& w) {
+    std::array<SeqId, 40> ids;
+    std::array<std::int64_t, 40> lengths;
+    for (int i = 0; i < 40; ++i) {
+      ids[i] = 100 + i;
+      lengths[i] = i < 4 ? 1 : 0;
+    }
+    w.descriptor.allocate(ids, lengths);
+  };
+  EXPECT_GE(expect_all_or_nothing(many), 45);
+}
+
+TEST(FailedAllocation, OfTryAllocateChangesNothing) {
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.descriptor.try_allocate({4, 2}, {5, 3}); }), 5);
+  EXPECT_GE(expect_all_or_nothing([](World& w) {
+              EXPECT_FALSE(w.descriptor.try_allocate({4, 2, 1}, {5, 1, 99}));
+            }),
+            4);
+}
+
+TEST(FailedAllocation, OfAllocateDecodingChangesNothing) {
+  EXPECT_GE(expect_all_or_nothing([](World& w) {
+              w.descriptor.allocate_decoding({2, 1, 3, 3});
+            }),
+            4);
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.descriptor.allocate_decoding({2, 3, 77}); }), 3);
+}
+
+TEST(FailedAllocation, OfReleaseChangesNothing) {
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.descriptor.release({1, 77, 3, 1, 2}); }), 2);
+}
+
+// In which order it frees pages is not told, so that it may end in more than one way.
+TEST(FailedAllocation, OfClearChangesNothing) {
+  std::int64_t n = 1;
+  for (;; ++n) {
+    World world;
+    if (!fails_without_a_trace(
+            world, [](World& w) { w.descriptor.clear(); }, n))
+      break;
+    world.descriptor.clear();
+    EXPECT_EQ(world.descriptor.num_sequences(), 0);
+    EXPECT_EQ(world.manager.available_pages_count(), 8);
+    world.descriptor.check_invariants();
+  }
+  EXPECT_GE(n, 3);
+}
+
+TEST(FailedAllocation, OfReleaseThatIsRefusedChangesNothing) {
+  EXPECT_GE(expect_all_or_nothing(
+                [](World& w) {
+                  w.descriptor.release({2, 1, 3});
+                },
+                [](World& w) { w.manager.unref({w.descriptor.pages(1)[2]}); }),
+            3);
+}
+
+TEST(FailedAllocation, OfForkChangesNothing) {
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.descriptor.fork(1, 4, 7); }), 2);
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.descriptor.fork(1, 3); }), 2);
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.descriptor.fork(1, 4, 11); }), 1);
+}
+
+TEST(FailedAllocation, OfAttachChangesNothing) {
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.descriptor.attach(4, w.callers, 10); }), 2);
+  EXPECT_GE(expect_all_or_nothing([](World& w) {
+              const PageId free_page = w.manager.pool().num_pages() - 1;
+              ASSERT_EQ(w.manager.ref_count(free_page), 0);
+              w.descriptor.attach(4, {w.callers[0], free_page}, 8);
+            }),
+            3);
+}
+
+TEST(FailedAllocation, OfAdoptChangesNothing) {
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.descriptor.adopt(4, w.callers, 10); }), 4);
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.descriptor.adopt(1, w.callers, 10); }), 3);
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.descriptor.adopt(4, w.descriptor.pages(3), 4); },
+                                  [](World& w) { w.other.release({1}); }),
+            3);
+}
+
+TEST(FailedAllocation, OfTruncateChangesNothing) {
+  // It allocates nothing but the messages of errors.
+  EXPECT_EQ(expect_all_or_nothing([](World& w) { w.descriptor.truncate(1, 3); }), 0);
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.descriptor.truncate(1, 11); }), 1);
+}
+
+TEST(FailedAllocation, OfPoolCallsChangesNothing) {
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.manager.allocate(2); }), 1);
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.manager.allocate(9); }), 1);
+  EXPECT_EQ(expect_all_or_nothing([](World& w) { w.manager.ref(w.callers); }), 0);
+  EXPECT_EQ(expect_all_or_nothing([](World& w) { w.manager.unref(w.callers); }), 0);
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.manager.ref({w.callers[0], -1}); }), 1);
+  EXPECT_GE(expect_all_or_nothing([](World& w) {
+              w.manager.unref({w.callers[0], w.callers[1], w.callers[0]});
+            }),
+            1);
+}
+
+TEST(FailedAllocation, OfViewsChangesNothing) {
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.descriptor.pack_for_flashinfer({1, 2}); }), 4);
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.descriptor.pack_for_flashinfer({1, 77}); }), 4);
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.descriptor.stats(); }), 1);
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.descriptor.check_invariants(); }), 2);
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.descriptor.to_string(); }), 1);
+}
+
+TEST(FailedAllocation, OfAppendReadAndCopyChangesNothing) {
+  HostTensor tokens(DType::kFloat32, {2, 1, 2});
+  for (std::int64_t i = 0; i < 4; ++i) tokens.set(i, static_cast<float>(i) + 0.5f);
+  const FlashInferPackedData foreign({11, 10}, {0, 1, 2}, {3, 2});
+  const std::array<std::int32_t, 3> one_each = {0, 1, 2}, wrong = {0, 2, 1};
+  EXPECT_GE(expect_all_or_nothing([&](World& w) {
+              w.manager.append_kv(tokens.view(), tokens.view(), foreign, one_each, 1);
+            }),
+            2);
+  EXPECT_GE(expect_all_or_nothing([&](World& w) {
+              w.manager.append_kv(tokens.view(), tokens.view(), foreign, wrong, 1);
+            }),
+            1);
+  EXPECT_GE(expect_all_or_nothing([&](World& w) {
+              w.manager.append_kv(tokens.view(), tokens.view(), foreign, one_each, 2);
+            }),
+            1);
+  // These allocate nothing but the messages of errors.
+  EXPECT_EQ(expect_all_or_nothing([&](World& w) {
+              w.manager.copy_pages(std::array{PageCopy{w.descriptor.pages(1)[0], w.callers[0]}});
+            }),
+            0);
+  EXPECT_GE(expect_all_or_nothing([&](World& w) {
+              w.manager.copy_pages(std::vector<PageCopy>{{0, w.callers[0]}, {0, 12}});
+            }),
+            2);
+}
+
+// What the reclaimer gave up stays free, but no sequence has changed.
+TEST(FailedAllocation, AfterTheReclaimerHelpedLeavesSequencesAlone) {
+  class Reclaiming : public Reclaimer {
+   public:
+    explicit Reclaiming(World& world) : world_(world) {}
+    bool reclaim(std::int64_t) override {
+      world_.manager.unref(std::exchange(world_.callers, {}));
+      return true;
+    }
+
+   private:
+    World& world_;
+  };
+  std::int64_t n = 1;
+  for (;; ++n) {
+    World world;
+    Reclaiming reclaimer(world);
+    world.manager.pool().set_reclaimer(&reclaimer);
+    const auto before = testing::state_of(world.descriptor).sequences;
+    {
+      const FailingAllocations failing(n);
+      try {
+        world.descriptor.allocate({2, 4, 5}, {1, 16, 8});
+      } catch (const std::bad_alloc&) {
+      }
+    }
+    if (!FailingAllocations::have_failed()) break;
+    EXPECT_EQ(testing::state_of(world.descriptor).sequences, before) << "allocation " << n;
+    world.descriptor.check_invariants();
+    world.descriptor.allocate({2, 4, 5}, {1, 16, 8});
+    world.descriptor.check_invariants();
+  }
+  EXPECT_GE(n, 8);
+}
+
+TEST(FailedAllocation, OfConstructorsLeaksNothing) {
+  const auto number_of_allocations = [](const auto& construct) {
+    std::int64_t n = 1;
+    for (;; ++n) {
+      const FailingAllocations failing(n);
+      try {
+        construct();
+      } catch (const std::bad_alloc&) {
+      }
+      if (!FailingAllocations::have_failed()) return n - 1;
+    }
+  };
+  const KVCacheConfig config{.num_pages = 3,
+                             .page_size = 4,
+                             .num_heads = 1,
+                             .head_dim = 2,
+                             .num_layers = 3,
+                             .dtype = DType::kFloat32};
+  EXPECT_GE(number_of_allocations([&] { PagedKVCacheManager manager(config); }), 5);
+  const HostTensor tensor(DType::kFloat32, {3, 4, 1, 2});
+  const std::array views{tensor.view(), tensor.view(), tensor.view()};
+  EXPECT_GE(number_of_allocations([&] { PagedKVCacheManager::from_tensors(views, views, config); }),
+            4);
+  EXPECT_GE(number_of_allocations([] { PagePool pool(5); }), 2);
+}
+
+// A sequence's page was freed by somebody else, and there is no memory to say so.
+TEST(FailedAllocation, DoesNotEscapeFromTheDestructor) {
+  for (std::int64_t n = 1; n < 6; ++n) {
+    PagePool pool(4, 4);
+    std::optional<CacheDescriptor> descriptor(pool);
+    descriptor->allocate({1, 2}, {4, 4});
+    pool.unref({0});
+    const FailingAllocations failing(n);
+    descriptor.reset();
+    EXPECT_EQ(pool.available_pages_count(), 4);
+  }
+}
+
+// A plan that fails leaves the one before it in place, good for append and run.
+TEST(FailedAllocation, OfPlanKeepsThePreviousPlan) {
+  World world;
+  BatchAttention attention(world.manager, {.num_qo_heads = 1, .num_threads = 1});
+  const auto first = world.descriptor.pack_for_flashinfer({1});
+  const auto second = world.descriptor.pack_for_flashinfer({3, 2});
+  HostTensor q(DType::kFloat32, {3, 1, 2});
+  for (std::int64_t i = 0; i < q.size(); ++i) q.set(i, static_cast<float>(i) * 0.25f);
+  const auto result = [&] {
+    const HostTensor out(DType::kFloat32, {3, 1, 2});
+    attention.run(q.view(), out.view());
+    return testing::bytes_of(out.view());
+  };
+  attention.plan(first, std::array{0, 3});
+  const auto expected = result();
+  std::int64_t n = 1;
+  for (;; ++n) {
+    {
+      const FailingAllocations failing(n);
+      try {
+        attention.plan(second, std::array{0, 1, 3});
+      } catch (const std::bad_alloc&) {
+      }
+    }
+    if (!FailingAllocations::have_failed()) break;
+    ASSERT_EQ(result(), expected) << "allocation " << n;
+  }
+  EXPECT_GE(n, 5);
+  EXPECT_NE(result(), expected);
+}
+
+TEST(FailedAllocation, OfRunIsAnExceptionAndNoMore) {
+  World world;
+  BatchAttention attention(world.manager, {.num_qo_heads = 1, .num_threads = 1});
+  attention.plan(world.descriptor.pack_for_flashinfer({1}), std::array{0, 3});
+  HostTensor q(DType::kFloat32, {3, 1, 2});
+  for (std::int64_t i = 0; i < q.size(); ++i) q.set(i, 0.5f);
+  std::int64_t n = 1;
+  for (;; ++n) {
+    const HostTensor out(DType::kFloat32, {3, 1, 2});
+    bool threw = false;
+    {
+      const FailingAllocations failing(n);
+      try {
+        attention.run(q.view(), out.view());
+      } catch (const std::bad_alloc&) {
+        threw = true;
+      }
+    }
+    EXPECT_EQ(threw, FailingAllocations::have_failed());
+    if (!threw) break;
+  }
+  EXPECT_GE(n, 2);
+}
+
+}  // namespace
+}  // namespace seqattn
