@@ -108,6 +108,10 @@ bool Tensor::gaps_are_untouched() const {
   return content == nan_bytes(view_.dtype, memory_.num_bytes() / size_of(view_.dtype));
 }
 
+void fill_with_nan(const TensorView& view) {
+  copy_to_device(view.device, view.data, nan_bytes(view.dtype, view.num_elements()));
+}
+
 Layout with_gaps(std::int64_t heads, std::int64_t dim) {
   return {{heads * (dim + 5) + 3, dim + 5, 1}, 1};
 }

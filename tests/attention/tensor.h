@@ -48,6 +48,9 @@ class Tensor {
   TensorView view_;
 };
 
+// Fills memory that a row-major view covers.
+void fill_with_nan(const TensorView& view);
+
 // Layouts of [tokens, heads, dim].
 Layout with_gaps(std::int64_t heads, std::int64_t dim);     // after each head and each token
 Layout heads_first(std::int64_t tokens, std::int64_t dim);  // [heads, tokens, dim] in memory
