@@ -162,6 +162,8 @@ def main():
     if sys.stderr.isatty():
         print("\r", end="", file=sys.stderr)
     print_table(report)
+    if report["load"] > report["num_cpus"]:
+        print("\nThe machine was busy with other work: run again before you trust these figures.")
     print(f"\nAlso in {target}")
 
 
