@@ -18,7 +18,7 @@ using ::testing::IsEmpty;
 
 class CopyOnWrite : public ::testing::Test {
  protected:
-  ~CopyOnWrite() override { descriptor_.check_invariants(); }
+  void TearDown() override { descriptor_.check_invariants(); }
 
   PagePool pool_{16, 4};
   CacheDescriptor descriptor_{pool_};

@@ -17,7 +17,7 @@ using ::testing::UnorderedElementsAre;
 
 class CacheDescriptorGrowth : public ::testing::Test {
  protected:
-  ~CacheDescriptorGrowth() override { descriptor_.check_invariants(); }
+  void TearDown() override { descriptor_.check_invariants(); }
 
   PagePool pool_{16, 4};
   CacheDescriptor descriptor_{pool_};

@@ -3,8 +3,8 @@
 
 #include <array>
 #include <cstdint>
-#include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cached_token.h"

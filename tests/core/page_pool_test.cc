@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include "seqattn/error.h"
@@ -143,6 +144,38 @@ TEST(PagePool, ErrorsNameThePageAndTheEntry) {
             "unref: got page -1 at entry 0; expected 0 <= page < 2");
   EXPECT_THAT(error_of([&] { pool.unref({0, 0}); }), HasSubstr("page 0 has 1 references"));
   EXPECT_THAT(error_of([&] { pool.ref_count(2); }), HasSubstr("got page 2"));
+}
+
+// The count is put there by force: 2^31 references take a while.
+TEST(PagePool, RefusesMoreReferencesThanInt32Counts) {
+  PagePool pool(2);
+  pool.allocate(2);
+  const_cast<std::int32_t&>(pool.ref_counts()[1]) = std::numeric_limits<std::int32_t>::max() - 1;
+  pool.ref({0, 1});
+  EXPECT_THROW(pool.ref({0, 1}), InvalidArgumentError);
+  EXPECT_THAT(pool.ref_counts(), ElementsAre(2, std::numeric_limits<std::int32_t>::max()));
+  pool.unref({1});
+  EXPECT_THROW(pool.ref({1, 1}), InvalidArgumentError);
+  EXPECT_EQ(pool.ref_count(1), std::numeric_limits<std::int32_t>::max() - 1);
+}
+
+// Corrupt pools, made by force as well.
+TEST(PagePool, CheckInvariantsNamesWhatIsWrong) {
+  const auto complaint = [](std::int32_t allocated, PageId page, std::int32_t count) {
+    PagePool pool(4);
+    pool.allocate(allocated);
+    const_cast<std::int32_t&>(pool.ref_counts()[static_cast<std::size_t>(page)]) = count;
+    try {
+      pool.check_invariants();
+    } catch (const Error& error) {
+      return std::string(error.what());
+    }
+    return std::string("nothing");
+  };
+  EXPECT_EQ(complaint(2, 1, 1), "nothing");
+  EXPECT_EQ(complaint(2, 1, -1), "PagePool: page 1 has a count of -1");
+  EXPECT_EQ(complaint(2, 1, 0), "PagePool: page 1 has a count of 0 and is not free");
+  EXPECT_EQ(complaint(2, 3, 1), "PagePool: page 3 in the free list has a count of 1");
 }
 
 TEST(PagePool, EveryPoolHasItsOwnId) {

@@ -20,7 +20,7 @@ constexpr std::int64_t kPagesEach = kNumPages / kNumSequences;
 
 class Scale : public ::testing::Test {
  protected:
-  ~Scale() override {
+  void TearDown() override {
     const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start_;
     EXPECT_LT(taken.count(), 60);
   }
