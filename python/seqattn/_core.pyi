@@ -95,10 +95,12 @@ class PagedKVCacheManager:
     A page pool and its storage: keys and values of all layers under one page table.
 
     dtype: float32, float16 or bfloat16, as a torch or numpy dtype or a name. With a torch dtype every array that comes back is a torch tensor, else a numpy array.
-    device: "cpu", "cuda:0", a torch device, or an int, the index of a CUDA device.
+    device: "cpu", "cuda:0", a torch device, or an int, the index of a CUDA device; "cuda" is the current one.
     kv_layout: "NHD" or "HND". head_dim_v: elements of a value, head_dim unless given.
 
     Raises InvalidArgumentError for sizes out of range, UnsupportedError for a device that this build cannot serve, MemoryError.
+
+    On a CUDA device: float16 and bfloat16. With a torch dtype the storage is torch's, counted by its allocator (which raises its own error when memory falls short), and every call works on torch's current stream of the device. Otherwise CuPy stands in for numpy, provided that it is imported before an array is asked for: its current stream (the default stream without it), and its arrays. Calls return before the device is done. Whoever uses several streams has to order them, also when pages that one of them used are reused.
     """
 
     def __init__(self, num_pages: SupportsIndex, page_size: SupportsIndex, num_heads: SupportsIndex, head_dim: SupportsIndex, dtype: Any, device: Any, kv_layout: str = 'NHD', *, head_dim_v: SupportsIndex | None = None, num_layers: SupportsIndex = 1) -> None: ...
@@ -227,7 +229,7 @@ class FlashInferPackedData:
     """
     A batch as CSR arrays, the form that paged attention kernels read. Immutable.
 
-    Made by CacheDescriptor.pack_for_flashinfer, or from arrays or lists in host memory. Raises InvalidArgumentError unless kv_page_indptr starts at 0, never falls and ends at the number of indices, and kv_last_page_len is positive where a row has pages and 0 where it has none.
+    Made by CacheDescriptor.pack_for_flashinfer, or from arrays or lists in host memory (tensor.cpu()). Raises InvalidArgumentError unless kv_page_indptr starts at 0, never falls and ends at the number of indices, and kv_last_page_len is positive where a row has pages and 0 where it has none.
     """
 
     def __init__(self, kv_page_indices: Iterable[int], kv_page_indptr: Iterable[int], kv_last_page_len: Iterable[int]) -> None: ...
@@ -254,7 +256,9 @@ class FlashInferPackedData:
 
     def to_device(self, device: Any, non_blocking: bool = True) -> FlashInferPackedData:
         """
-        A copy for the device. Raises UnsupportedError where this build has no such device.
+        A copy whose three arrays lie on the device: torch tensors, as FlashInfer's wrappers take them, or CuPy arrays.
+
+        It keeps the host's copy, which plan and append_kv read. Raises UnsupportedError where this build has no such device, or where arrays would be CuPy's and CuPy is not loaded.
         """
 
     def __eq__(self, other: object, /) -> bool:
@@ -365,6 +369,14 @@ class BatchAttention:
     Attention of a ragged batch over a paged cache: prefill, chunked prefill, decode and any mixture.
 
     `plan` once a step; then, for each layer, `append_kv` and `run`. num_qo_heads: a multiple of the cache's num_heads. window_left: a query sees no more than that many keys before its own position, -1 = all. sm_scale: 1 / sqrt(head_dim) unless given. logits_soft_cap: logits become cap * tanh(logit / cap), 0 = no cap. num_threads: 0 = all. max_sequences, max_q_tokens, max_q_len (of one sequence), max_pages: the largest batch, 0 = no limit; with max_q_tokens, tensors of tokens may have that many rows, of which the batch's come first.
+
+    CUDA graphs: an object with max_sequences, max_q_tokens and max_pages (max_q_len too, where sequences bring few queries each) keeps its buffers, so that what is captured once serves every later plan. Call plan, append_kv and run once to warm up, then capture append_kv and run of all layers with tensors of max_q_tokens rows:
+
+        with torch.cuda.graph(graph):
+            attention.append_kv(keys, values)
+            attention.run(q, out=out)
+
+    A step is then: allocate, plan, fill keys, values and q in place, graph.replay(). plan itself is never captured. With torch tensors nothing in the capture waits, uses another stream or takes memory, but for outputs that are not given, which come from the graph's own pool. Keep this object as long as the graph.
     """
 
     def __init__(self, cache_manager: PagedKVCacheManager, num_qo_heads: SupportsIndex, *, causal: bool = True, window_left: SupportsIndex = -1, sm_scale: float | None = None, logits_soft_cap: float = 0.0, num_threads: SupportsIndex = 0, max_sequences: SupportsIndex = 0, max_q_tokens: SupportsIndex = 0, max_q_len: SupportsIndex = 0, max_pages: SupportsIndex = 0) -> None: ...

@@ -7,13 +7,16 @@
 #include <type_traits>
 #include <utility>
 
+#include "arrays.h"
+#include "device_arrays.h"
+
 namespace seqattn::python {
 namespace {
 
-using Array = nb::ndarray<nb::ro>;
+using IntArray = nb::ndarray<nb::ro>;
 
 template <class From, class T>
-void copy_ints(const Array& array, std::string_view name, std::vector<T>& out) {
+void copy_ints(const IntArray& array, std::string_view name, std::vector<T>& out) {
   const auto* data = static_cast<const From*>(array.data());
   if constexpr (std::is_same_v<From, T>) {
     if (array.stride(0) == 1) {
@@ -31,7 +34,7 @@ void copy_ints(const Array& array, std::string_view name, std::vector<T>& out) {
 }
 
 template <class T>
-std::vector<T> ints_of_array(const Array& array, std::string_view name) {
+std::vector<T> ints_of_array(const IntArray& array, std::string_view name) {
   require(array.device_type() == nb::device::cpu::value ||
               array.device_type() == nb::device::cuda_host::value,
           name, ": got data on a device; expected host memory: pass its host copy, tensor.cpu()");
@@ -96,24 +99,12 @@ std::int64_t to_int64(nb::handle number, std::string_view name) {
   return value;
 }
 
-nb::object portable(nb::handle array) {
-  if (!PyObject_CheckBuffer(array.ptr())) return nb::borrow(array);
-  nb::object view = nb::steal(PyMemoryView_FromObject(array.ptr()));
-  if (view.is_valid()) return view;
-  PyErr_Clear();
-  const nb::object dtype = nb::getattr(array, "dtype", nb::none());
-  const nb::object name = nb::getattr(dtype, "name", nb::none());
-  if (!nb::hasattr(array, "view") || !name.equal(nb::str("bfloat16"))) return nb::borrow(array);
-  view = nb::steal(PyMemoryView_FromObject(nb::object(array.attr("view")("uint16")).ptr()));
-  if (!view.is_valid()) nb::raise_python_error();
-  return view;
-}
-
 template <class T>
 std::vector<T> to_ints(nb::handle list, std::string_view name) {
   const bool is_plain = PyList_CheckExact(list.ptr()) || PyTuple_CheckExact(list.ptr());
-  Array array;
-  if (!is_plain && nb::ndarray_check(list) && nb::try_cast(portable(list), array, false)) {
+  IntArray array;
+  if (!is_plain && nb::ndarray_check(list) &&
+      nb::try_cast(importable(list, framework_of(list)), array, false)) {
     return ints_of_array<T>(array, name);
   }
   return ints_of_iterable<T>(list, name);
@@ -139,7 +130,7 @@ Device to_device(nb::handle device) {
   std::string text = nb::cast<std::string>(nb::str(device));
   if (is_index) text.insert(0, "cuda:");
   if (text == "cpu" || text == "cpu:0") return cpu();
-  if (text == "cuda") return cuda(0);
+  if (text == "cuda") return current_cuda_device();
   int index = -1;
   if (text.starts_with("cuda:")) {
     const char* const end = text.data() + text.size();

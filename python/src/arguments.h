@@ -69,11 +69,6 @@ inline int to_int(nb::handle number, std::string_view name) {
   return narrow<int>(to_int64(number, name), name);
 }
 
-// The array in the form that nanobind imports best: a memoryview where there is one, since old
-// numpy refuses to export read-only arrays by DLPack and is slow at it; for numpy's bfloat16
-// (ml_dtypes), which neither way carries, that of its bits as uint16; else the object itself.
-nb::object portable(nb::handle array);
-
 // A list, tuple, integer array of any framework in host memory, or any other iterable of integers.
 // Throws InvalidArgumentError for numbers that do not fit, arrays of another rank or on a device;
 // TypeError for what is no list of integers.
@@ -86,7 +81,7 @@ extern template std::vector<std::int64_t> to_ints(nb::handle, std::string_view);
 KVLayout to_kv_layout(std::string_view name);
 
 // A string, an int (the index of a CUDA device) or an object with `type` and `index`, such as
-// torch's.
+// torch's. "cuda" alone is the current device of torch or CuPy.
 Device to_device(nb::handle device);
 
 }  // namespace seqattn::python

@@ -15,10 +15,11 @@
 // Arrays that cross the border, by DLPack or the buffer protocol and never with a copy.
 namespace seqattn::python {
 
-// The framework of the arrays that a call returns.
+// The framework of the arrays that a call returns. On a device CuPy stands in for numpy.
 enum class Framework { kNumpy, kTorch };
 
-// torch is looked up among the modules that are loaded, never imported by us first.
+// A module that is loaded, or none: torch and CuPy are never imported by us first.
+nb::object loaded_module(const char* name);
 bool is_torch_tensor(nb::handle object);
 bool is_torch_dtype(nb::handle object);
 inline Framework framework_of(nb::handle array) {
@@ -42,9 +43,17 @@ struct Import {
 // Throws TypeError for what is no array, InvalidArgumentError for a dtype that is none of float32,
 // float16 and bfloat16 (or its bits as uint16), UnsupportedError for an unknown device, and
 // InvalidArgumentError for a read-only array that would be written. `name` opens the message.
-Import import_array(nb::handle object, std::string_view name, Access access = Access::kRead);
+//
+// Torch's tensors cross without a word to any stream. Other arrays on a device are handed over for
+// `framework`'s current stream there, as DLPack has it: a producer that works on another stream
+// makes that one wait.
+Import import_array(nb::handle object, std::string_view name, Framework framework,
+                    Access access = Access::kRead);
 // "No tensor" for None.
-Import import_optional(nb::handle object, std::string_view name, Access access = Access::kRead);
+Import import_optional(nb::handle object, std::string_view name, Framework framework,
+                       Access access = Access::kRead);
+// What nanobind imports best in the object's stead, as import_array does it.
+nb::object importable(nb::handle object, Framework framework);
 
 // Appends the elements of a bool or uint8 array in host memory, row-major.
 struct MaskShape {
@@ -53,18 +62,20 @@ struct MaskShape {
 void append_mask(nb::handle object, std::string_view name, std::optional<MaskShape> expected,
                  std::vector<std::uint8_t>& out);
 
-// The view as an array of the framework; `owner` lives as long as the array.
+// The view as an array of the framework; `owner` lives as long as the array. Throws
+// UnsupportedError for numpy and a device where CuPy is not loaded.
 nb::object export_array(Framework framework, const TensorView& view, nb::handle owner);
 // int32 values: a read-only view for numpy; a copy for torch, which knows no read-only tensors.
 nb::object export_ints(Framework framework, std::span<const std::int32_t> values, nb::handle owner);
 // int32 values, read-only, always numpy.
 nb::object export_counts(std::span<const std::int32_t> values, nb::handle owner);
 
-// A new array of the framework in host memory, not initialised.
+// A new array of the framework, not initialised; on a device from the framework's own allocator.
+// Throws as export_array does.
 struct NewArray {
   nb::object object;
   TensorView view;
 };
-NewArray new_array(Framework framework, DType dtype, ListView<std::int64_t> shape);
+NewArray new_array(Framework framework, Device device, DType dtype, ListView<std::int64_t> shape);
 
 }  // namespace seqattn::python

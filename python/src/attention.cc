@@ -55,18 +55,21 @@ void plan(Attention& self, const PackedData& packed, const Ints& qo_indptr_list,
   const auto qo_indptr = to_ints<std::int32_t>(qo_indptr_list, "qo_indptr");
   const int page_size = nb::cast<Manager&>(self.owner).page_pool().page_size();
   const std::vector<std::uint8_t> bytes = to_mask(mask, packed.data, qo_indptr, page_size);
+  const Stream stream = nb::cast<Manager&>(self.owner).stream();
   nb::gil_scoped_release release;
   const std::unique_lock lock(self.mutex);
-  self.attention->plan(packed.data, qo_indptr, {.mask = bytes});
+  self.attention->plan(packed.data, qo_indptr, {.mask = bytes}, stream);
 }
 
 void append_kv(const Attention& self, const Array& keys, const Array& values,
                const Int& layer_index) {
-  const Import k = import_array(keys, "keys"), v = import_array(values, "values");
+  const Import k = import_array(keys, "keys", self.framework);
+  const Import v = import_array(values, "values", self.framework);
   const int layer = to_int(layer_index, "layer");
+  const Stream stream = nb::cast<Manager&>(self.owner).stream();
   nb::gil_scoped_release release;
   const std::shared_lock lock(self.mutex);
-  self.attention->append_kv(k.view, v.view, layer);
+  self.attention->append_kv(k.view, v.view, layer, stream);
 }
 
 // The rows of a new output: those of the present plan, which another thread may be replacing, or
@@ -80,45 +83,52 @@ std::int64_t num_output_rows(const Attention& self, const TensorView& q) {
 
 nb::object run(const Attention& self, const Array& q, const Array& out, bool return_lse,
                const Array& sink_logits, const Int& layer_index, const Array& lse) {
-  const Import q_in = import_array(q, "q");
-  const Import sinks = import_optional(sink_logits, "sink_logits");
-  const Import out_given = import_optional(out, "out", Access::kWrite);
-  const Import lse_given = import_optional(lse, "lse", Access::kWrite);
+  const Manager& manager = nb::cast<Manager&>(self.owner);
+  const Framework framework = self.framework;
+  const Import q_in = import_array(q, "q", framework);
+  const Import sinks = import_optional(sink_logits, "sink_logits", framework);
+  const Import out_given = import_optional(out, "out", framework, Access::kWrite);
+  const Import lse_given = import_optional(lse, "lse", framework, Access::kWrite);
   const int layer = to_int(layer_index, "layer");
   const int num_heads = self.attention->options().num_qo_heads;
 
   NewArray result{out, out_given.view}, result_lse{lse, lse_given.view};
   if (out.is_none()) {
-    const int head_dim_v = nb::cast<Manager&>(self.owner).manager->config().head_dim_v;
-    result = new_array(self.framework, q_in.view.dtype,
+    const int head_dim_v = manager.manager->config().head_dim_v;
+    result = new_array(framework, manager.place(), q_in.view.dtype,
                        {num_output_rows(self, q_in.view), num_heads, head_dim_v});
   }
   if (return_lse && lse.is_none()) {
-    result_lse =
-        new_array(self.framework, DType::kFloat32, {num_output_rows(self, q_in.view), num_heads});
+    result_lse = new_array(framework, manager.place(), DType::kFloat32,
+                           {num_output_rows(self, q_in.view), num_heads});
   }
+  const Stream stream = manager.stream();
   {
     nb::gil_scoped_release release;
     const std::shared_lock lock(self.mutex);
     self.attention->run(q_in.view, result.view, {.lse = result_lse.view, .sink_logits = sinks.view},
-                        layer);
+                        layer, stream);
   }
   if (result_lse.object.is_none()) return result.object;
   return nb::make_tuple(result.object, result_lse.object);
 }
 
 nb::tuple merge(const Array& out_a, const Array& lse_a, const Array& out_b, const Array& lse_b) {
-  const Import a = import_array(out_a, "out_a"), a_lse = import_array(lse_a, "lse_a");
-  const Import b = import_array(out_b, "out_b"), b_lse = import_array(lse_b, "lse_b");
+  const Framework framework = framework_of(out_a);
+  const Import a = import_array(out_a, "out_a", framework);
+  const Import a_lse = import_array(lse_a, "lse_a", framework);
+  const Import b = import_array(out_b, "out_b", framework);
+  const Import b_lse = import_array(lse_b, "lse_b", framework);
   const auto shape = [](const TensorView& view) {
     return std::span<const std::int64_t>(view.shape.data(), static_cast<std::size_t>(view.rank));
   };
-  const Framework framework = framework_of(out_a);
-  const NewArray out = new_array(framework, a.view.dtype, shape(a.view));
-  const NewArray lse = new_array(framework, DType::kFloat32, shape(a_lse.view));
+  const Device device = a.view.device;
+  const NewArray out = new_array(framework, device, a.view.dtype, shape(a.view));
+  const NewArray lse = new_array(framework, device, DType::kFloat32, shape(a_lse.view));
+  const Stream stream = current_stream(framework, device);
   {
     nb::gil_scoped_release release;
-    merge_states(a.view, a_lse.view, b.view, b_lse.view, out.view, lse.view);
+    merge_states(a.view, a_lse.view, b.view, b_lse.view, out.view, lse.view, stream);
   }
   return nb::make_tuple(out.object, lse.object);
 }
@@ -145,7 +155,21 @@ void bind_attention(nb::module_& m) {
       "own position, -1 = all. sm_scale: 1 / sqrt(head_dim) unless given. logits_soft_cap: logits "
       "become cap * tanh(logit / cap), 0 = no cap. num_threads: 0 = all. max_sequences, "
       "max_q_tokens, max_q_len (of one sequence), max_pages: the largest batch, 0 = no limit; with "
-      "max_q_tokens, tensors of tokens may have that many rows, of which the batch's come first.")
+      "max_q_tokens, tensors of tokens may have that many rows, of which the batch's come "
+      "first.\n\n"
+      "CUDA graphs: an object with max_sequences, max_q_tokens and max_pages (max_q_len too, where "
+      "sequences bring few queries each) keeps its buffers, so that what is captured once serves "
+      "every later plan. Call plan, append_kv and run once to warm up, then capture append_kv and "
+      "run of all layers with tensors of max_q_tokens rows:\n\n"
+      "    with torch.cuda.graph(graph):\n"
+      "        attention.append_kv(keys, values)\n"
+      "        attention.run(q, out=out)\n\n"
+      "A step is then: allocate, plan, fill keys, values and q in place, graph.replay(). plan "
+      "itself "
+      "is never captured. With torch tensors nothing in the capture waits, uses another stream or "
+      "takes memory, but for outputs that are not given, which come from the graph's own pool. "
+      "Keep "
+      "this object as long as the graph.")
       .def("__init__", &init, "cache_manager"_a, "num_qo_heads"_a, nb::kw_only(), "causal"_a = true,
            "window_left"_a = -1, "sm_scale"_a.none() = nb::none(), "logits_soft_cap"_a = 0.0,
            "num_threads"_a = 0, "max_sequences"_a = 0, "max_q_tokens"_a = 0, "max_q_len"_a = 0,

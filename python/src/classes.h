@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "device_arrays.h"
 #include "seqattn/batch_attention.h"
 #include "seqattn/cache_descriptor.h"
 #include "seqattn/packed_data.h"
@@ -25,21 +26,29 @@ struct Pool {
 struct Manager {
   Framework framework = Framework::kNumpy;
   nb::object dtype, device;     // as the caller gave them
-  nb::object keys, values;      // from_tensors: the caller's own objects; else not set
-  std::vector<Import> imports;  // from_tensors: what the manager points at
+  nb::object keys, values;      // what holds the cache where that is the caller's or torch's; else
+                                // not set
+  std::vector<Import> imports;  // the same, as the manager points at it
   std::unique_ptr<PagedKVCacheManager> manager;
   PagePool& page_pool() const { return manager->pool(); }
+  Device place() const { return manager->config().device; }
+  Stream stream() const { return current_stream(framework, place()); }
 };
 
 struct PackedData {
   FlashInferPackedData data;
   Framework framework = Framework::kNumpy;
+  nb::object indices = {}, indptr = {}, last_page_len = {};  // on the device; not set for a CPU
 };
 
 struct Descriptor {
   nb::object owner;  // the Manager or the Pool
   Framework framework = Framework::kNumpy;
   std::unique_ptr<CacheDescriptor> descriptor;
+  Stream stream() const {
+    const PagedKVCacheManager* const manager = descriptor->manager();
+    return manager == nullptr ? Stream{} : current_stream(framework, manager->config().device);
+  }
 };
 
 struct Attention {

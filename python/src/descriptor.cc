@@ -54,7 +54,7 @@ nb::object stats(const Descriptor& self) {
 
 nb::object try_allocate(const Descriptor& self, const Ints& seq_ids, const Ints& seq_new_lens) {
   const Admission admission = self.descriptor->try_allocate(
-      to_seq_ids(seq_ids), to_ints<std::int64_t>(seq_new_lens, "seq_new_lens"));
+      to_seq_ids(seq_ids), to_ints<std::int64_t>(seq_new_lens, "seq_new_lens"), self.stream());
   return type_of("Admission")(admission.ok, admission.needed, admission.available,
                               from_page_copies(admission.copies));
 }
@@ -64,7 +64,8 @@ void bind_growth(nb::class_<Descriptor>& cls) {
          "allocate",
          [](const Descriptor& self, const Ints& seq_ids, const Ints& seq_new_lens) {
            return from_page_copies(self.descriptor->allocate(
-               to_seq_ids(seq_ids), to_ints<std::int64_t>(seq_new_lens, "seq_new_lens")));
+               to_seq_ids(seq_ids), to_ints<std::int64_t>(seq_new_lens, "seq_new_lens"),
+               self.stream()));
          },
          "seq_ids"_a, "seq_new_lens"_a,
          nb::sig("def allocate(self, seq_ids: collections.abc.Iterable[int], seq_new_lens: "
@@ -80,7 +81,8 @@ void bind_growth(nb::class_<Descriptor>& cls) {
       .def(
           "allocate_decoding",
           [](const Descriptor& self, const Ints& seq_ids) {
-            return from_page_copies(self.descriptor->allocate_decoding(to_seq_ids(seq_ids)));
+            return from_page_copies(
+                self.descriptor->allocate_decoding(to_seq_ids(seq_ids), self.stream()));
           },
           "seq_ids"_a,
           nb::sig("def allocate_decoding(self, seq_ids: collections.abc.Iterable[int]) -> "

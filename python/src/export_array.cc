@@ -5,6 +5,7 @@
 #include <new>
 
 #include "arrays.h"
+#include "device_arrays.h"
 
 namespace seqattn::python {
 namespace {
@@ -31,9 +32,11 @@ nb::handle numpy_bfloat16() {
 
 template <class Kind>
 nb::object export_as(void* data, std::span<const std::size_t> shape, const std::int64_t* strides,
-                     nb::dlpack::dtype dtype, nb::handle owner) {
-  return nb::cast(nb::ndarray<Kind>(data, shape.size(), shape.data(), owner, strides, dtype,
-                                    nb::device::cpu::value));
+                     nb::dlpack::dtype dtype, nb::handle owner, Device device = cpu()) {
+  const int type =
+      device.type == DeviceType::kCUDA ? nb::device::cuda::value : nb::device::cpu::value;
+  return nb::cast(nb::ndarray<Kind>(data, shape.size(), shape.data(), owner, strides, dtype, type,
+                                    device.index));
 }
 
 // Memory that lives as long as the capsule.
@@ -58,7 +61,14 @@ nb::object export_array(Framework framework, const TensorView& view, nb::handle 
   const std::span<const std::size_t> shape(sizes.data(), static_cast<std::size_t>(view.rank));
   const nb::dlpack::dtype dtype = dlpack_dtype(view.dtype);
   if (framework == Framework::kTorch) {
-    return export_as<nb::pytorch>(view.data, shape, view.strides.data(), dtype, owner);
+    return export_as<nb::pytorch>(view.data, shape, view.strides.data(), dtype, owner, view.device);
+  }
+  if (view.device.type == DeviceType::kCUDA) {
+    require_cupy(view.device);
+    const auto bits = view.dtype == DType::kBFloat16 ? nb::dtype<std::uint16_t>() : dtype;
+    return with_dtype(
+        export_as<nb::cupy>(view.data, shape, view.strides.data(), bits, owner, view.device),
+        view.dtype);
   }
   if (view.dtype != DType::kBFloat16) {
     return export_as<nb::numpy>(view.data, shape, view.strides.data(), dtype, owner);
@@ -83,7 +93,8 @@ nb::object export_ints(Framework framework, std::span<const std::int32_t> values
   return nb::cast(nb::ndarray<nb::pytorch, std::int32_t>(data, {values.size()}, capsule));
 }
 
-NewArray new_array(Framework framework, DType dtype, ListView<std::int64_t> shape) {
+NewArray new_array(Framework framework, Device device, DType dtype, ListView<std::int64_t> shape) {
+  if (device.type == DeviceType::kCUDA) return new_device_array(framework, device, dtype, shape);
   std::int64_t bytes = size_of(dtype);
   for (const std::int64_t size : shape) {
     if (size >= 0 && __builtin_mul_overflow(bytes, size, &bytes)) throw std::bad_alloc();

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstddef>
 #include <string>
 
@@ -9,19 +10,6 @@ namespace seqattn::python {
 namespace {
 
 using ReadOnlyArray = nb::ndarray<nb::ro>;
-
-nb::object loaded_module(const char* name) {
-  const nb::str key(name);
-  nb::object module = nb::steal(PyImport_GetModule(key.ptr()));
-  if (!module.is_valid() && PyErr_Occurred() != nullptr) nb::raise_python_error();
-  return module;
-}
-
-bool is_instance_of(nb::handle object, const char* module_name, const char* type) {
-  const nb::object module = loaded_module(module_name);
-  return module.is_valid() && nb::hasattr(module, type) &&
-         nb::isinstance(object, nb::getattr(module, type));
-}
 
 bool is_jax_array(nb::handle object) {
   const std::string module =
@@ -56,9 +44,21 @@ std::string dtype_name(nb::dlpack::dtype dtype) {
                           "exports it by DLPack or the buffer protocol"));
 }
 
-ReadOnlyArray import_with(nb::handle object, std::string_view name, Access access) {
+// Sizes of 1 leave their stride open, and producers set what they like; kernels on a device want
+// multiples of 16 bytes.
+void set_open_strides(TensorView& view) {
+  std::uint64_t stride = 1;  // unsigned: nobody has looked at the sizes yet
+  for (int i = view.rank - 1; i >= 0; --i) {
+    if (view.shape[i] <= 1) view.strides[i] = static_cast<std::int64_t>(stride);
+    stride = static_cast<std::uint64_t>(view.strides[i]) *
+             static_cast<std::uint64_t>(std::max<std::int64_t>(view.shape[i], 1));
+  }
+}
+
+ReadOnlyArray import_with(nb::handle object, std::string_view name, Framework framework,
+                          Access access) {
   if (!nb::ndarray_check(object)) throw_no_array(object, name);
-  const nb::object source = portable(object);
+  const nb::object source = importable(object, framework);
   ReadOnlyArray array;
   if (access == Access::kRead) {
     if (!nb::try_cast(source, array, false)) throw_no_array(object, name);
@@ -84,15 +84,17 @@ nb::dlpack::dltensor tensor_of(const ReadOnlyArray& array) {
   return tensor;
 }
 
+bool is_in_host_memory(const ReadOnlyArray& array) {
+  return array.device_type() == nb::device::cpu::value ||
+         array.device_type() == nb::device::cuda_host::value;
+}
+
 void append_row(const std::uint8_t* row, std::int64_t size, std::int64_t stride,
                 std::vector<std::uint8_t>& out) {
   for (std::int64_t i = 0; i < size; ++i) out.push_back(row[i * stride]);
 }
 
 }  // namespace
-
-bool is_torch_tensor(nb::handle object) { return is_instance_of(object, "torch", "Tensor"); }
-bool is_torch_dtype(nb::handle object) { return is_instance_of(object, "torch", "dtype"); }
 
 DType to_dtype(nb::handle dtype) {
   std::string name;
@@ -117,8 +119,8 @@ DType to_dtype(nb::handle dtype) {
       concat("dtype: got ", name, "; expected float32, float16 or bfloat16"));
 }
 
-Import import_array(nb::handle object, std::string_view name, Access access) {
-  Import result{import_with(object, name, access), {}};
+Import import_array(nb::handle object, std::string_view name, Framework framework, Access access) {
+  Import result{import_with(object, name, framework, access), {}};
   nb::dlpack::dltensor tensor = tensor_of(result.array);
   if (tensor.dtype == nb::dtype<std::uint16_t>()) {
     tensor.dtype.code = static_cast<std::uint8_t>(nb::dlpack::dtype_code::Bfloat);
@@ -133,11 +135,13 @@ Import import_array(nb::handle object, std::string_view name, Access access) {
   require(tensor.ndim >= 1 && tensor.ndim <= TensorView::kMaxRank, name, ": got ", tensor.ndim,
           " dimensions; expected 1 to ", TensorView::kMaxRank);
   result.view = from_dlpack(tensor, access == Access::kRead);
+  set_open_strides(result.view);
   return result;
 }
 
-Import import_optional(nb::handle object, std::string_view name, Access access) {
-  return object.is_none() ? Import{} : import_array(object, name, access);
+Import import_optional(nb::handle object, std::string_view name, Framework framework,
+                       Access access) {
+  return object.is_none() ? Import{} : import_array(object, name, framework, access);
 }
 
 void append_mask(nb::handle object, std::string_view name, std::optional<MaskShape> expected,
@@ -147,12 +151,12 @@ void append_mask(nb::handle object, std::string_view name, std::optional<MaskSha
   const bool is_torch_bool = is_torch_tensor(object) && object.attr("dtype").is(torch.attr("bool"));
   const ReadOnlyArray array =
       import_with(is_torch_bool ? object.attr("view")(torch.attr("uint8")) : nb::borrow(object),
-                  name, Access::kRead);
+                  name, framework_of(object), Access::kRead);
   const bool is_byte =
       array.dtype() == nb::dtype<bool>() || array.dtype() == nb::dtype<std::uint8_t>();
   require(is_byte, name, ": got ", dtype_name(array.dtype()), "; expected bool or uint8");
-  require(array.device_type() == nb::device::cpu::value, name,
-          ": got data on a device; expected host memory: pass its host copy");
+  require(is_in_host_memory(array), name,
+          ": got data on a device; expected host memory: pass its host copy, tensor.cpu()");
   const auto* data = static_cast<const std::uint8_t*>(array.data());
   if (!expected) {
     require(array.ndim() == 1, name, ": got ", array.ndim(), " dimensions; expected 1");

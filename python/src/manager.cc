@@ -6,39 +6,12 @@
 #include "arguments.h"
 #include "bind_pool.h"
 #include "classes.h"
+#include "storage.h"
 
 namespace seqattn::python {
 namespace {
 
 using namespace nb::literals;
-
-// The storage of all layers as one tensor: of one layer as it is, else with the layer in front.
-TensorView all_layers(PagedKVCacheManager& manager, TensorView (PagedKVCacheManager::*cache)(int)) {
-  const TensorView first = (manager.*cache)(0);
-  const int num_layers = manager.config().num_layers;
-  if (num_layers == 1) return first;
-  TensorView all = first;
-  all.rank = first.rank + 1;
-  all.shape[0] = num_layers;
-  all.strides[0] = first.num_elements();  // own storage is one allocation without gaps
-  for (int i = 0; i < first.rank; ++i) {
-    all.shape[i + 1] = first.shape[i];
-    all.strides[i + 1] = first.strides[i];
-  }
-  return all;
-}
-
-nb::object key_cache(const Manager& self) {
-  if (self.keys.is_valid()) return self.keys;
-  return export_array(self.framework, all_layers(*self.manager, &PagedKVCacheManager::key_cache),
-                      nb::find(self));
-}
-
-nb::object value_cache(const Manager& self) {
-  if (self.values.is_valid()) return self.values;
-  return export_array(self.framework, all_layers(*self.manager, &PagedKVCacheManager::value_cache),
-                      nb::find(self));
-}
 
 void init(Manager* self, const Int& num_pages, const Int& page_size, const Int& num_heads,
           const Int& head_dim, const Any& dtype, const Any& device, const std::string& kv_layout,
@@ -53,79 +26,21 @@ void init(Manager* self, const Int& num_pages, const Int& page_size, const Int& 
   config.dtype = to_dtype(dtype);
   config.device = to_device(device);
   config.kv_layout = to_kv_layout(kv_layout);
-  auto manager = std::make_unique<PagedKVCacheManager>(config);
-  new (self) Manager{is_torch_dtype(dtype) ? Framework::kTorch : Framework::kNumpy,
-                     dtype,
-                     device,
-                     {},
-                     {},
-                     {},
-                     std::move(manager)};
-}
-
-// The views of one tensor per layer: of a list of tensors, or of one.
-std::vector<TensorView> import_layers(nb::handle tensors, std::string_view name,
-                                      std::vector<Import>& imports) {
-  std::vector<TensorView> views;
-  const auto add = [&](nb::handle tensor) {
-    imports.push_back(import_array(tensor, name, Access::kWrite));
-    views.push_back(imports.back().view);
-  };
-  if (nb::isinstance<nb::list>(tensors) || nb::isinstance<nb::tuple>(tensors)) {
-    for (const nb::handle tensor : tensors) add(tensor);
-  } else {
-    add(tensors);
-  }
-  require(!views.empty(), name, ": got no tensor; expected one a layer");
-  return views;
-}
-
-nb::object first_tensor(nb::handle tensors) {
-  const bool is_list = nb::isinstance<nb::list>(tensors) || nb::isinstance<nb::tuple>(tensors);
-  return is_list ? nb::object(tensors[0]) : nb::borrow(tensors);
-}
-
-std::unique_ptr<Manager> from_tensors(const Array& keys, const Array& values,
-                                      const std::string& kv_layout) {
-  auto self = std::make_unique<Manager>();
-  const std::vector<TensorView> key_views = import_layers(keys, "keys", self->imports);
-  const std::vector<TensorView> value_views = import_layers(values, "values", self->imports);
-  const TensorView &k = key_views.front(), &v = value_views.front();
-  require(k.rank == 4 && v.rank == 4, "keys, values: got ", k.to_string(), " and ", v.to_string(),
-          "; expected one tensor a layer, [num_pages, page_size, num_heads, head_dim] for NHD or "
-          "[num_pages, num_heads, page_size, head_dim] for HND");
-  KVCacheConfig config;
-  config.kv_layout = to_kv_layout(kv_layout);
-  const bool is_nhd = config.kv_layout == KVLayout::kNHD;
-  config.num_pages = k.shape[0];
-  config.page_size = narrow<int>(k.shape[is_nhd ? 1 : 2], "page_size");
-  config.num_heads = narrow<int>(k.shape[is_nhd ? 2 : 1], "num_heads");
-  config.head_dim = narrow<int>(k.shape[3], "head_dim");
-  config.head_dim_v = narrow<int>(v.shape[3], "head_dim_v");
-  config.num_layers = narrow<int>(static_cast<std::int64_t>(key_views.size()), "num_layers");
-  config.dtype = k.dtype;
-  config.device = k.device;
-  self->manager = PagedKVCacheManager::from_tensors(key_views, value_views, config);
-
-  const nb::object first = first_tensor(keys);
-  self->framework = framework_of(first);
-  const auto attribute = [&](const char* name, const std::string& otherwise) {
-    return nb::getattr(first, name, nb::str(otherwise.c_str()));
-  };
-  self->dtype = attribute("dtype", std::string(to_string(config.dtype)));
-  self->device = attribute("device", to_string(config.device));
-  self->keys = keys;
-  self->values = values;
-  return self;
+  const Framework framework = is_torch_dtype(dtype) ? Framework::kTorch : Framework::kNumpy;
+  Manager manager{framework, dtype, device, {}, {}, {}, {}};
+  make_storage(manager, config);
+  new (self) Manager(std::move(manager));
 }
 
 void append_kv(const Manager& self, const Array& keys, const Array& values,
                const PackedData& packed, const Ints& append_indptr, const Int& layer_index) {
-  const Import k = import_array(keys, "keys"), v = import_array(values, "values");
+  const Import k = import_array(keys, "keys", self.framework);
+  const Import v = import_array(values, "values", self.framework);
   const auto indptr = to_ints<std::int32_t>(append_indptr, "append_indptr_cpu");
   const int layer = to_int(layer_index, "layer");
+  const Stream stream = self.stream();
   nb::gil_scoped_release release;
-  self.manager->append_kv(k.view, v.view, packed.data, indptr, layer);
+  self.manager->append_kv(k.view, v.view, packed.data, indptr, layer, stream);
 }
 
 nb::tuple read_kv(const Manager& self, const Ints& page_indices, const Int& first_token,
@@ -138,11 +53,12 @@ nb::tuple read_kv(const Manager& self, const Ints& page_indices, const Int& firs
   const std::int64_t held = static_cast<std::int64_t>(pages.size()) * config.page_size;
   require(count >= 0 && count <= held, "count: got ", count, " tokens; expected 0 to ", held,
           ", what the listed pages hold");
-  const NewArray keys =
-      new_array(self.framework, config.dtype, {count, config.num_heads, config.head_dim});
-  const NewArray values =
-      new_array(self.framework, config.dtype, {count, config.num_heads, config.head_dim_v});
-  self.manager->read_kv(pages, first, count, keys.view, values.view, layer);
+  const auto tokens = [&](int head_dim) {
+    return new_array(self.framework, config.device, config.dtype,
+                     {count, config.num_heads, head_dim});
+  };
+  const NewArray keys = tokens(config.head_dim), values = tokens(config.head_dim_v);
+  self.manager->read_kv(pages, first, count, keys.view, values.view, layer, self.stream());
   return nb::make_tuple(keys.object, values.object);
 }
 
@@ -190,10 +106,20 @@ void bind_manager(nb::module_& m) {
       "A page pool and its storage: keys and values of all layers under one page table.\n\n"
       "dtype: float32, float16 or bfloat16, as a torch or numpy dtype or a name. With a torch "
       "dtype every array that comes back is a torch tensor, else a numpy array.\n"
-      "device: \"cpu\", \"cuda:0\", a torch device, or an int, the index of a CUDA device.\n"
+      "device: \"cpu\", \"cuda:0\", a torch device, or an int, the index of a CUDA device; "
+      "\"cuda\" is "
+      "the current one.\n"
       "kv_layout: \"NHD\" or \"HND\". head_dim_v: elements of a value, head_dim unless given.\n\n"
       "Raises InvalidArgumentError for sizes out of range, UnsupportedError for a device that this "
-      "build cannot serve, MemoryError.");
+      "build cannot serve, MemoryError.\n\n"
+      "On a CUDA device: float16 and bfloat16. With a torch dtype the storage is torch's, counted "
+      "by "
+      "its allocator (which raises its own error when memory falls short), and every call works on "
+      "torch's current stream of the device. Otherwise CuPy stands in for numpy, provided that it "
+      "is "
+      "imported before an array is asked for: its current stream (the default stream without it), "
+      "and its arrays. Calls return before the device is done. Whoever uses several streams has to "
+      "order them, also when pages that one of them used are reused.");
   cls.def("__init__", &init, "num_pages"_a, "page_size"_a, "num_heads"_a, "head_dim"_a, "dtype"_a,
           "device"_a, "kv_layout"_a = "NHD", nb::kw_only(), "head_dim_v"_a = nb::none(),
           "num_layers"_a = 1);
@@ -226,7 +152,7 @@ void bind_manager(nb::module_& m) {
       .def(
           "copy_pages",
           [](const Manager& self, const Any& copies) {
-            self.manager->copy_pages(to_page_copies(copies));
+            self.manager->copy_pages(to_page_copies(copies), self.stream());
           },
           "copies"_a,
           "Copies pages (source, target) in every layer, in order.\n\n"

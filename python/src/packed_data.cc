@@ -12,9 +12,25 @@ using namespace nb::literals;
 
 using Field = std::span<const std::int32_t> (FlashInferPackedData::*)() const noexcept;
 
-template <Field field>
+template <Field field, nb::object PackedData::*on_device>
 nb::object export_field(const PackedData& self) {
+  const nb::object& copy = self.*on_device;
+  if (copy.is_valid()) return copy;
   return export_ints(self.framework, (self.data.*field)(), nb::find(self));
+}
+
+PackedData to_device_of(const PackedData& self, const Any& device_handle, bool non_blocking) {
+  const Device device = to_device(device_handle);
+  PackedData copy{self.data.to_device(device), self.framework};
+  if (device.type == DeviceType::kCPU) return copy;
+  const auto field = [&](std::span<const std::int32_t> values) {
+    const nb::object array = export_ints(self.framework, values, nb::find(self));
+    return copy_to_device(self.framework, array, device, non_blocking);
+  };
+  copy.indices = field(self.data.kv_page_indices());
+  copy.indptr = field(self.data.kv_page_indptr());
+  copy.last_page_len = field(self.data.kv_last_page_len());
+  return copy;
 }
 
 void init(PackedData* self, const Ints& indices, const Ints& indptr, const Ints& last_page_len) {
@@ -42,30 +58,33 @@ void bind_packed_data(nb::module_& m) {
   nb::class_<PackedData> cls(
       m, "FlashInferPackedData",
       "A batch as CSR arrays, the form that paged attention kernels read. Immutable.\n\n"
-      "Made by CacheDescriptor.pack_for_flashinfer, or from arrays or lists in host memory. Raises "
+      "Made by CacheDescriptor.pack_for_flashinfer, or from arrays or lists in host memory "
+      "(tensor.cpu()). Raises "
       "InvalidArgumentError unless kv_page_indptr starts at 0, never falls and ends at the number "
       "of indices, and kv_last_page_len is positive where a row has pages and 0 where it has "
       "none.");
   cls.def("__init__", &init, "kv_page_indices"_a, "kv_page_indptr"_a, "kv_last_page_len"_a)
-      .def_prop_ro("kv_page_indices", &export_field<&FlashInferPackedData::kv_page_indices>,
+      .def_prop_ro("kv_page_indices",
+                   &export_field<&FlashInferPackedData::kv_page_indices, &PackedData::indices>,
                    nb::sig("def kv_page_indices(self) -> typing.Any"),
                    "int32 [total_pages]: the pages of row 0, then of row 1, ... A read-only numpy "
                    "view, or a torch tensor of its own.")
-      .def_prop_ro("kv_page_indptr", &export_field<&FlashInferPackedData::kv_page_indptr>,
+      .def_prop_ro("kv_page_indptr",
+                   &export_field<&FlashInferPackedData::kv_page_indptr, &PackedData::indptr>,
                    nb::sig("def kv_page_indptr(self) -> typing.Any"),
                    "int32 [batch_size + 1]: row i owns kv_page_indices[indptr[i]:indptr[i + 1]].")
-      .def_prop_ro("kv_last_page_len", &export_field<&FlashInferPackedData::kv_last_page_len>,
-                   nb::sig("def kv_last_page_len(self) -> typing.Any"),
-                   "int32 [batch_size]: tokens on the row's last page, 0 without pages.")
+      .def_prop_ro(
+          "kv_last_page_len",
+          &export_field<&FlashInferPackedData::kv_last_page_len, &PackedData::last_page_len>,
+          nb::sig("def kv_last_page_len(self) -> typing.Any"),
+          "int32 [batch_size]: tokens on the row's last page, 0 without pages.")
       .def_prop_ro(
           "batch_size", [](const PackedData& self) { return self.data.batch_size(); }, "Rows.")
-      .def(
-          "to_device",
-          [](const PackedData& self, const Any& device, bool) {
-            return PackedData{self.data.to_device(to_device(device)), self.framework};
-          },
-          "device"_a, "non_blocking"_a = true,
-          "A copy for the device. Raises UnsupportedError where this build has no such device.")
+      .def("to_device", &to_device_of, "device"_a, "non_blocking"_a = true,
+           "A copy whose three arrays lie on the device: torch tensors, as FlashInfer's wrappers "
+           "take them, or CuPy arrays.\n\n"
+           "It keeps the host's copy, which plan and append_kv read. Raises UnsupportedError where "
+           "this build has no such device, or where arrays would be CuPy's and CuPy is not loaded.")
       .def(
           "__eq__",
           [](const PackedData& self, const PackedData& other) {

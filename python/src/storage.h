@@ -1,0 +1,24 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "arrays.h"
+#include "classes.h"
+
+// The tensors that hold a manager's cache.
+namespace seqattn::python {
+
+// Makes the manager of the config. Storage on a device is torch's where the framework is, so that
+// its allocator counts it; else it is our own.
+void make_storage(Manager& self, const KVCacheConfig& config);
+
+// A manager over the caller's tensors: one, or a list of one a layer.
+std::unique_ptr<Manager> from_tensors(const Any& keys, const Any& values,
+                                      const std::string& kv_layout);
+
+// All layers of the keys, or of the values.
+nb::object key_cache(const Manager& self);
+nb::object value_cache(const Manager& self);
+
+}  // namespace seqattn::python
