@@ -1,0 +1,226 @@
+// What the schedule of the CUDA backend promises its kernels, checked without a device: the blocks
+// of a batch cover every query of every row, and every key that it may see, exactly once.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "random_source.h"
+#include "written_schedule.h"
+
+namespace seqattn::testing {
+namespace {
+
+ScheduleOptions random_options(std::mt19937_64& random) {
+  ScheduleOptions options;
+  options.shape.num_kv_heads = std::vector{1, 2, 4, 8}[random() % 4];
+  options.shape.num_qo_heads =
+      options.shape.num_kv_heads * std::vector{1, 2, 4, 5, 7, 16, 71}[random() % 7];
+  options.shape.head_dim = options.shape.head_dim_v = std::vector{64, 128, 256}[random() % 3];
+  options.shape.page_size = std::vector{1, 5, 16, 64}[random() % 4];
+  options.shape.causal = random() % 3 != 0;
+  options.shape.window_left = random() % 3 == 0 ? static_cast<int>(random() % 3000) : -1;
+  options.has_fa3 = random() % 2 == 0;
+  options.num_sms = std::vector{1, 7, 132}[random() % 3];
+  return options;
+}
+
+// Decode, short queries, prefill, empty rows; no more queries than keys.
+std::vector<Lengths> random_lengths(std::mt19937_64& random, std::size_t most_rows = 20) {
+  std::vector<Lengths> lengths(random() % (most_rows + 1));
+  for (Lengths& row : lengths) {
+    row.kv_len = static_cast<std::int64_t>(random() % (1u << random() % 17));
+    const std::uint64_t most = std::vector<std::uint64_t>{1, 8, 300, 3000}[random() % 4];
+    row.q_len = std::min(row.kv_len, static_cast<std::int64_t>(random() % (most + 1)));
+  }
+  return lengths;
+}
+
+// The first key that FlashInfer's kernel looks at in the first query tile of a row.
+std::int64_t first_key(const AttentionShape& shape, const AttentionRow& row) {
+  if (shape.window_left < 0) return 0;
+  return std::max<std::int64_t>(0, row.kv_len - row.q_len - shape.window_left);
+}
+
+// The chunks that FlashInfer's kernel counts, from which it derives where it writes.
+std::int64_t kernel_chunks(const AttentionShape& shape, const AttentionRow& row, int tile,
+                           std::int64_t chunk_size) {
+  const std::int64_t window = shape.window_left < 0 ? row.kv_len : shape.window_left;
+  return ceil_div(std::min(std::max<std::int64_t>(row.kv_len, 1), window + kTileRows[tile]),
+                  chunk_size);
+}
+
+// Blocks by row, in the order of the list.
+std::map<std::int32_t, std::vector<Block>> by_row(const std::vector<Block>& blocks) {
+  std::map<std::int32_t, std::vector<Block>> rows;
+  for (const Block& block : blocks) rows[block.row].push_back(block);
+  return rows;
+}
+
+class Coverage {
+ public:
+  Coverage(const ScheduleOptions& options, const AttentionPlan& plan)
+      : options_(options), plan_(plan), written_(options, plan) {}
+
+  void check() {
+    EXPECT_TRUE(written_.margin_is_untouched());
+    check_small();
+    check_tiles(written_.large(), RowPath::kLarge);
+    check_tiles(written_.fa3_as_fa2(), RowPath::kFa3);
+    check_merges();
+  }
+
+ private:
+  RowPath path(const AttentionRow& row) const { return path_of(options_, false, row); }
+
+  void check_small() {
+    std::map<std::int32_t, std::vector<Block>> of[kNumTiles];
+    for (int tile = 0; tile < kNumTiles; ++tile) of[tile] = by_row(written_.small(tile));
+    for (std::size_t i = 0; i < plan_.rows.size(); ++i) {
+      const AttentionRow& row = plan_.rows[i];
+      std::vector<Block> blocks;
+      int in_tile = 0;
+      for (int tile = 0; tile < kNumTiles; ++tile) {
+        const auto& found = of[tile][static_cast<std::int32_t>(i)];
+        if (found.empty()) continue;
+        EXPECT_TRUE(blocks.empty()) << "row " << i << " is in lists of two tiles";
+        blocks = found;
+        in_tile = tile;
+      }
+      if (path(row) != RowPath::kSmall || row.kv_len == 0) {
+        EXPECT_TRUE(blocks.empty()) << "row " << i;
+        continue;
+      }
+      ASSERT_FALSE(blocks.empty()) << "row " << i;
+      EXPECT_LE(row.q_len * options_.shape.group_size(), kTileRows[in_tile]);
+      // Chunks in order, without holes, from the first key that is seen to the last there is.
+      std::int64_t next = first_key(options_.shape, row);
+      for (std::size_t c = 0; c < blocks.size(); ++c) {
+        EXPECT_EQ(blocks[c].q_tile, 0);
+        EXPECT_EQ(blocks[c].chunk, static_cast<std::int32_t>(c));
+        EXPECT_EQ(blocks[c].chunk_size, blocks[0].chunk_size);
+        next += blocks[c].chunk_size;
+      }
+      EXPECT_GE(next, row.kv_len) << "row " << i << ": keys without a chunk";
+      EXPECT_EQ(static_cast<std::int64_t>(blocks.size()),
+                kernel_chunks(options_.shape, row, in_tile, blocks[0].chunk_size));
+    }
+  }
+
+  void check_tiles(const std::vector<Block>& blocks, RowPath expected) {
+    auto rows = by_row(blocks);
+    for (std::size_t i = 0; i < plan_.rows.size(); ++i) {
+      const AttentionRow& row = plan_.rows[i];
+      auto tiles = rows[static_cast<std::int32_t>(i)];
+      if (path(row) != expected) {
+        EXPECT_TRUE(tiles.empty()) << "row " << i;
+        continue;
+      }
+      std::sort(tiles.begin(), tiles.end(),
+                [](const Block& a, const Block& b) { return a.q_tile < b.q_tile; });
+      const std::int64_t query_rows = row.q_len * options_.shape.group_size();
+      ASSERT_EQ(static_cast<std::int64_t>(tiles.size()),
+                ceil_div(query_rows, largest_tile_rows(options_.shape)));
+      for (std::size_t t = 0; t < tiles.size(); ++t) {
+        EXPECT_EQ(tiles[t].q_tile, static_cast<std::int32_t>(t));
+        EXPECT_EQ(tiles[t].chunk, 0);
+      }
+    }
+  }
+
+  // Every query of a small row is merged once, from partial results that nobody else writes.
+  void check_merges() {
+    const std::int64_t count = written_.schedule().counts.small_tokens;
+    const auto token = written_.ints(written_.layout().merge_token, count);
+    const auto begin = written_.ints(written_.layout().merge_begin, count);
+    const auto chunks = written_.ints(written_.layout().merge_chunks, count);
+    std::vector<int> written(static_cast<std::size_t>(written_.schedule().counts.partials));
+    std::map<std::int64_t, std::size_t> entry_of;
+    for (std::size_t i = 0; i < token.size(); ++i) {
+      EXPECT_TRUE(entry_of.emplace(token[i], i).second) << "token " << token[i] << " twice";
+      for (std::int32_t c = 0; c < chunks[i]; ++c) ++written.at(begin[i] + c);
+    }
+    EXPECT_TRUE(std::all_of(written.begin(), written.end(), [](int n) { return n == 1; }));
+    const auto rows = static_cast<std::int64_t>(plan_.rows.size());
+    const auto out_begin = written_.ints(written_.layout().out_begin, rows);
+    for (std::size_t i = 0; i < plan_.rows.size(); ++i) {
+      const AttentionRow& row = plan_.rows[i];
+      for (std::int64_t j = 0; j < row.q_len; ++j) {
+        const auto found = entry_of.find(row.q_begin + j);
+        ASSERT_EQ(found != entry_of.end(), path(row) == RowPath::kSmall) << "row " << i;
+        if (found == entry_of.end()) continue;
+        // Where the kernel puts it: fa2.h, Fa2Call::split.
+        EXPECT_EQ(begin[found->second], out_begin[i] + j * chunks[found->second]);
+      }
+      if (path(row) != RowPath::kSmall) {
+        EXPECT_EQ(out_begin[i], row.q_begin) << "row " << i << " is written in place";
+      }
+    }
+  }
+
+  const ScheduleOptions& options_;
+  const AttentionPlan& plan_;
+  WrittenSchedule written_;
+};
+
+TEST(CudaSchedule, CoversEveryQueryAndKeyOnce) {
+  auto random = random_source(5000);
+  for (int round = 0; round < 300; ++round) {
+    const ScheduleOptions options = random_options(random);
+    const auto lengths = random_lengths(random);
+    SCOPED_TRACE("round " + std::to_string(round));
+    Coverage(options, plan_of(lengths, options.shape.page_size)).check();
+    if (HasFailure()) return;
+  }
+}
+
+// A row's chunks, tile and kernel are its own affair: the promise behind bit-identical results.
+TEST(CudaSchedule, OfARowDoesNotDependOnTheBatch) {
+  auto random = random_source(5001);
+  for (int round = 0; round < 100; ++round) {
+    const ScheduleOptions options = random_options(random);
+    const auto lengths = random_lengths(random);
+    const AttentionPlan plan = plan_of(lengths, options.shape.page_size);
+    const WrittenSchedule together(options, plan);
+    for (std::size_t i = 0; i < lengths.size(); ++i) {
+      const AttentionPlan single = plan_of({lengths[i]}, options.shape.page_size);
+      const WrittenSchedule alone(options, single);
+      ASSERT_EQ(path_of(options, false, plan.rows[i]), path_of(options, false, single.rows[0]));
+      const auto of_row = [&](std::vector<Block> blocks) {
+        std::erase_if(blocks,
+                      [&](Block& block) { return block.row != static_cast<std::int32_t>(i); });
+        for (Block& block : blocks) block.row = 0;
+        return blocks;
+      };
+      for (int tile = 0; tile < kNumTiles; ++tile) {
+        EXPECT_EQ(of_row(together.small(tile)), alone.small(tile)) << "row " << i;
+      }
+      EXPECT_EQ(of_row(together.large()), alone.large()) << "row " << i;
+      EXPECT_EQ(of_row(together.fa3_as_fa2()), alone.fa3_as_fa2()) << "row " << i;
+    }
+    if (HasFailure()) return;
+  }
+}
+
+TEST(CudaSchedule, HoldsTheTablesOfTheBatch) {
+  const ScheduleOptions options = options_of(4, 2, 64);
+  const AttentionPlan plan = plan_of({{1, 33}, {0, 16}, {3, 16}, {0, 0}, {2, 1000}}, 16);
+  const WrittenSchedule written(options, plan);
+  const ScheduleLayout& layout = written.layout();
+  const auto ints = [&](std::size_t offset, std::int64_t count) {
+    const auto span = written.ints(offset, count);
+    return std::vector<std::int32_t>(span.begin(), span.end());
+  };
+  EXPECT_EQ(ints(layout.page_indptr, 6), (std::vector<std::int32_t>{0, 3, 4, 5, 5, 68}));
+  EXPECT_EQ(ints(layout.last_page_len, 5), (std::vector<std::int32_t>{1, 16, 16, 0, 8}));
+  EXPECT_EQ(ints(layout.q_indptr, 6), (std::vector<std::int32_t>{0, 1, 1, 4, 4, 6}));
+  EXPECT_EQ(ints(layout.append_begin, 5), (std::vector<std::int32_t>{32, 16, 13, 0, 998}));
+  EXPECT_EQ(ints(layout.page_indices, 68), plan.page_indices);
+  EXPECT_EQ(ints(layout.totals, kNumTotals), (std::vector<std::int32_t>{5, 6, 6}));
+}
+
+}  // namespace
+}  // namespace seqattn::testing

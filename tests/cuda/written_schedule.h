@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "attention_schedule.h"
+
+// The schedule of the CUDA backend as its kernels find it: written into memory, and read back.
+// Nothing in here needs CUDA.
+namespace seqattn::testing {
+
+struct Lengths {
+  std::int64_t q_len = 0;
+  std::int64_t kv_len = 0;
+};
+
+// A causal attention on a device of 132 multiprocessors.
+ScheduleOptions options_of(int num_qo_heads, int num_kv_heads, int head_dim, int page_size = 16);
+
+// A batch of such rows over pages 0, 1, ...
+AttentionPlan plan_of(const std::vector<Lengths>& lengths, int page_size);
+
+// As blocks of FA2 see them: `row`, and which of its query tiles and chunks of keys.
+struct Block {
+  std::int32_t row = 0, q_tile = 0, chunk = 0, chunk_size = 0;
+  friend bool operator==(const Block&, const Block&) = default;
+};
+
+struct Fa3Item {
+  std::int32_t q_tile = 0, q_begin = 0, page_begin = 0, q_len = 0, kv_len = 0, head = 0, row = 0;
+};
+
+class WrittenSchedule {
+ public:
+  // Memory is filled with a pattern first, and has a margin of the same behind it.
+  WrittenSchedule(const ScheduleOptions& options, const AttentionPlan& plan);
+
+  const Schedule& schedule() const { return schedule_; }
+  const ScheduleLayout& layout() const { return schedule_.layout; }
+  bool margin_is_untouched() const;
+
+  std::span<const std::int32_t> ints(std::size_t offset, std::int64_t count) const;
+  std::span<const std::uint8_t> bytes(std::size_t offset, std::int64_t count) const;
+  // The first `count` blocks of a list.
+  std::vector<Block> blocks(const ScheduleLayout::Blocks& offsets, std::int64_t count) const;
+  std::vector<Block> small(int tile) const;
+  std::vector<Block> large() const;       // those of large rows
+  std::vector<Block> fa3_as_fa2() const;  // those that stand in for FA3
+  // Items by thread block.
+  std::vector<std::vector<Fa3Item>> fa3(int num_sms) const;
+
+ private:
+  Schedule schedule_;
+  std::vector<std::int64_t> memory_;
+};
+
+}  // namespace seqattn::testing
