@@ -3,6 +3,7 @@
 import ctypes
 import subprocess
 import sys
+import threading
 
 import ml_dtypes
 import numpy as np
@@ -22,6 +23,39 @@ def run_python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def main_thread_runs_during(call) -> bool:
+    """Whether this thread gets to run while another one is inside `call`.
+
+    With a switch interval of hours a thread keeps the GIL until it blocks or gives it up. So this
+    thread wakes up, after the worker has started, only when `call` gives the GIL up; or when the
+    worker ends. It may oversleep a short call, hence the attempts.
+    """
+    started = threading.Lock()
+
+    def attempt() -> bool:
+        finished = threading.Event()
+        started.acquire()
+
+        def work():
+            started.release()
+            call()
+            finished.set()
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        with started:
+            ran = not finished.is_set()
+        worker.join()
+        return ran
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(10_000)
+    try:
+        return any(attempt() for _ in range(100))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def to_numpy(array) -> np.ndarray:
@@ -137,11 +171,12 @@ _new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 
 
 class DLPackArray:
-    """An array known by __dlpack__ alone, as CuPy's are; counts its exports and their ends."""
+    """An array known by __dlpack__ alone, as CuPy's are; keeps the streams that exports were for, counts their ends."""
 
     def __init__(self, array: np.ndarray, *, read_only=False, device=(1, 0)):
         self.array, self.read_only, self.device = array, read_only, device
         self.exports = self.deleted = 0
+        self.streams = []
         self._deleter = _Deleter(self._delete)
         self._alive = []
 
@@ -156,6 +191,7 @@ class DLPackArray:
         if self.read_only and not versioned:
             raise BufferError("a read-only array needs a versioned capsule")
         self.exports += 1
+        self.streams.append(stream)
         array = self.array
         code = {"f": 2, "i": 0, "u": 1, "b": 6}[array.dtype.kind]
         sizes = (ctypes.c_int64 * array.ndim)(*array.shape)

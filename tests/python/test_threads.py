@@ -1,11 +1,10 @@
 """The GIL, threads and processes."""
 
-import sys
 import threading
 
 import numpy as np
 import pytest
-from support import make_manager, run_python
+from support import main_thread_runs_during, make_manager, run_python
 
 from seqattn import BatchAttention, CacheDescriptor, FlashInferPackedData
 
@@ -21,39 +20,6 @@ def long_sequence(rng):
     attention.plan(packed, [0, TOKENS])
     attention.append_kv(tokens, tokens)
     return manager, packed, attention, tokens
-
-
-def main_thread_runs_during(call) -> bool:
-    """Whether this thread gets to run while another one is inside `call`.
-
-    With a switch interval of hours a thread keeps the GIL until it blocks or gives it up. So this
-    thread wakes up, after the worker has started, only when `call` gives the GIL up; or when the
-    worker ends. It may oversleep a short call, hence the attempts.
-    """
-    started = threading.Lock()
-
-    def attempt() -> bool:
-        finished = threading.Event()
-        started.acquire()
-
-        def work():
-            started.release()
-            call()
-            finished.set()
-
-        worker = threading.Thread(target=work)
-        worker.start()
-        with started:
-            ran = not finished.is_set()
-        worker.join()
-        return ran
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(10_000)
-    try:
-        return any(attempt() for _ in range(100))
-    finally:
-        sys.setswitchinterval(interval)
 
 
 def test_append_plan_and_run_leave_the_gil(long_sequence):
