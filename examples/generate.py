@@ -6,7 +6,8 @@
 3. All answers decode together, one token a step, as one batch that shrinks as answers end.
 4. With --check, dense_check.py computes everything again without a cache, and every token has to be the same.
 
-The model is SmolLM2-135M-Instruct. Its dense layers are numpy (smollm2.py); pages and attention are seqattn's.
+The model is SmolLM2-135M-Instruct. Its dense layers are numpy (smollm2.py), or torch on a GPU with --device cuda
+(smollm2_torch.py); pages and attention are seqattn's.
 """
 
 import argparse
@@ -41,17 +42,24 @@ class PagedModel:
     def __init__(self, model, args: argparse.Namespace, num_pages: int) -> None:
         import seqattn
 
-        self.model = model
+        self.model, self._forward, dtype = model, model.forward, args.kv_dtype
+        self._on_device = args.device != "cpu"
+        if self._on_device:
+            import smollm2_torch
+
+            dtype = smollm2_torch.dtype(args.kv_dtype)  # torch's: its tensors in and out
         manager = seqattn.PagedKVCacheManager(
             num_pages=num_pages,
             page_size=args.page_size,
             num_heads=model.num_kv_heads,
             head_dim=model.head_dim,
-            dtype=args.kv_dtype,
-            device="cpu",
+            dtype=dtype,
+            device=args.device,
             kv_layout=args.layout,
             num_layers=model.num_layers,
         )
+        if self._on_device:
+            self._forward = smollm2_torch.Forward(model, args.device)
         self.sequences = seqattn.CacheDescriptor(manager)
         self.attention = seqattn.BatchAttention(manager, num_qo_heads=model.num_heads, num_threads=args.threads)
         self.attention_seconds = 0.0
@@ -73,18 +81,21 @@ class PagedModel:
         positions = [p for end, new in zip(ends, num_new) for p in range(end - new, end)]
         tokens = list(itertools.chain.from_iterable(batch.values()))
         last_rows = [row - 1 for row in qo_indptr[1:]]
-        logits = self.model.forward(tokens, positions, self._attend, last_rows)
+        logits = self._forward(tokens, positions, self._attend, last_rows)
 
         stats = self.sequences.stats()
         self.peak_pages = max(self.peak_pages, stats.num_pages)
         self.peak_pages_unshared = max(self.peak_pages_unshared, stats.num_page_references)
-        return logits.argmax(axis=-1).tolist()
+        return logits.argmax(-1).tolist()
 
     def _attend(self, layer: int, q, k, v):
         """One layer: the new keys and values go into the pages, then the queries read all that stands there."""
         started = time.perf_counter()
         self.attention.append_kv(k, v, layer=layer)
-        out = self.attention.run(q, layer=layer)
+        if self._on_device:  # its kernels take q in the cache's type, and out may be float32
+            out = self.attention.run(q.to(self.attention.cache_manager.dtype), out=q.new_empty(q.shape), layer=layer)
+        else:
+            out = self.attention.run(q, layer=layer)
         self.attention_seconds += time.perf_counter() - started
         return out
 
@@ -131,23 +142,11 @@ def generate(paged: PagedModel, system: list[int], answers: list[Answer], max_to
         "decode_tokens_per_second": num_decoded / (ended - prefilled),
         "decode_steps": steps,
         "attention_share": paged.attention_seconds / (ended - started),
+        "device": str(paged.attention.cache_manager.device),
         "kernel": paged.attention.kernel_name,
         "pages": paged.peak_pages,
         "pages_without_sharing": paged.peak_pages_unshared,
     }
-
-
-def check(model, system: list[int], answers: list[Answer], kv_dtype: str) -> str | None:
-    """Computes the answers again without a cache; a sentence on the first token that differs, or None."""
-    import dense_check
-
-    for number, answer in enumerate(answers, start=1):
-        difference = dense_check.first_difference(model, system + answer.prompt, answer.tokens, kv_dtype)
-        if difference:
-            index, expected = difference
-            words = [f"{token} {model.tokenizer.decode([token])!r}" for token in (answer.tokens[index], expected)]
-            return f"answer {number} differs at token {index}: {words[0]} through the cache, {words[1]} without one"
-    return None
 
 
 class Screen:
@@ -195,12 +194,14 @@ def report(result: dict) -> str:
     lines = [
         "prefill    {prefill_tokens} tokens, {prefill_tokens_per_second:.0f} tokens/s",
         "decode     {decode_tokens} tokens, {decode_tokens_per_second:.1f} tokens/s, {decode_steps} steps",
-        "attention  {attention_share:.1%} of that time, in {kernel}",
+        "attention  {attention_share:.1%} of that time{on_host}, in {kernel}",
         "pages      {pages} at the peak; {pages_without_sharing} without sharing",
     ]
     if "checked_tokens" in result:
-        lines.append("check      all {checked_tokens} tokens are those of dense attention without a cache")
-    return "\n".join(lines).format(**result)
+        lines.append("check      all {checked_tokens} tokens are those of dense attention without a cache{within}")
+    within = f", or within {result['margin']} of its best logit" if result.get("margin") else ""
+    on_host = "" if result["device"] == "cpu" else " on the host"
+    return "\n".join(lines).format(**result, within=within, on_host=on_host)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -213,7 +214,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("questions", nargs="*", metavar="question", default=QUESTIONS, help="default: three of our own")
     parser.add_argument("--system", default=SYSTEM, metavar="TEXT", help="the system prompt that all questions share")
     parser.add_argument("--max-tokens", type=count, default=64, metavar="N", help="longest answer (default: 64)")
-    parser.add_argument("--kv-dtype", default="float32", choices=[*DTYPES, *DTYPES.values()], help="default: float32")
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), or with torch: cuda")
+    parser.add_argument(
+        "--kv-dtype", choices=[*DTYPES, *DTYPES.values()], help="default: float32, on a GPU bfloat16 (no float32 there)"
+    )
     parser.add_argument("--page-size", type=count, default=16, metavar="N", help="tokens a page (default: 16)")
     parser.add_argument("--layout", type=str.upper, default="HND", choices=["HND", "NHD"], help="default: HND")
     parser.add_argument("--threads", type=count, default=0, metavar="N", help="default: all processors")
@@ -221,12 +225,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="compute again without a cache; exit 1 if tokens differ")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout, everything else on stderr")
     args = parser.parse_args(argv)
-    args.kv_dtype = DTYPES.get(args.kv_dtype, args.kv_dtype)
+    kv_dtype = args.kv_dtype or ("float32" if args.device == "cpu" else "bfloat16")
+    args.kv_dtype = DTYPES.get(kv_dtype, kv_dtype)
     return args
 
 
 def run(args: argparse.Namespace) -> int:
-    import seqattn  # here, not above: BLAS and OpenMP read the variables that main sets when they are first loaded
+    import dense_check  # here, not above: BLAS and OpenMP read the variables that main sets when they are first loaded
+    import seqattn
     import smollm2
 
     out = sys.stderr if args.json else sys.stdout
@@ -255,7 +261,8 @@ def run(args: argparse.Namespace) -> int:
     result = generate(paged, system, answers, args.max_tokens, screen)
     if args.check:
         screen.progress("computing all of it again without a cache")
-        difference = check(model, system, answers, args.kv_dtype)
+        result["margin"] = 0 if args.device == "cpu" else dense_check.DEVICE_MARGIN
+        difference = dense_check.explain(model, system, answers, args.kv_dtype, result["margin"])
         screen.progress()
         if difference:
             return fail(difference)
@@ -282,7 +289,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run(args)
     except ImportError as error:
-        return fail(f"{error}; `make demo` installs what this needs")
+        need = "--device needs it" if error.name == "torch" else "`make demo` installs what this needs"
+        return fail(f"{error}; {need}")
 
 
 if __name__ == "__main__":

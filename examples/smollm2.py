@@ -25,7 +25,10 @@ def find_weights() -> Path:
 
 
 class Model:
-    """hidden, num_heads, num_kv_heads, head_dim, num_layers, context_length: the shape, from the file's metadata."""
+    """hidden, num_heads, num_kv_heads, head_dim, num_layers, context_length: the shape, from the file's metadata.
+
+    embedding, norm, layers: the weights, float32; frequencies and eps: of rotary embedding and of RMS norm.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
@@ -49,8 +52,8 @@ class Model:
         self.num_heads, self.num_kv_heads = meta["llama.attention.head_count"], meta["llama.attention.head_count_kv"]
         self.head_dim = self.hidden // self.num_heads
         self.context_length, ffn = meta["llama.context_length"], meta["llama.feed_forward_length"]
-        self._eps, base = meta["llama.attention.layer_norm_rms_epsilon"], meta["llama.rope.freq_base"]
-        self._frequencies = base ** (-np.arange(0, self.head_dim, 2) / self.head_dim)  # float64: positions grow large
+        self.eps, base = meta["llama.attention.layer_norm_rms_epsilon"], meta["llama.rope.freq_base"]
+        self.frequencies = base ** (-np.arange(0, self.head_dim, 2) / self.head_dim)  # float64: positions grow large
 
         tensors = {tensor.name: tensor for tensor in reader.tensors}
 
@@ -67,10 +70,10 @@ class Model:
             return weight
 
         tokens, merges = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.merges"]
-        self._embedding = load("token_embd.weight", len(tokens), self.hidden)  # also the output layer: tied
-        self._norm = load("output_norm.weight", self.hidden)
+        self.embedding = load("token_embd.weight", len(tokens), self.hidden)  # also the output layer: tied
+        self.norm = load("output_norm.weight", self.hidden)
         kv = self.num_kv_heads * self.head_dim
-        self._layers = []
+        self.layers = []
         for i in range(self.num_layers):
             sizes = {
                 "attn_norm": (self.hidden,),
@@ -83,7 +86,7 @@ class Model:
                 "ffn_up": (ffn, self.hidden),
                 "ffn_down": (self.hidden, ffn),
             }
-            self._layers.append({name: load(f"blk.{i}.{name}.weight", *shape) for name, shape in sizes.items()})
+            self.layers.append({name: load(f"blk.{i}.{name}.weight", *shape) for name, shape in sizes.items()})
         if tensors:
             raise ModelError(f"it holds tensors that this example does not know: {', '.join(sorted(tensors)[:3])}")
         self.tokenizer = Tokenizer(tokens, merges)
@@ -94,10 +97,10 @@ class Model:
         attend(layer, q, k, v) with q [tokens, num_heads, head_dim] and k, v [tokens, num_kv_heads, head_dim] returns
         the attention output, shaped as q.
         """
-        angles = np.outer(positions, self._frequencies)
+        angles = np.outer(positions, self.frequencies)
         cos, sin = (f(angles).astype(np.float32)[:, None] for f in (np.cos, np.sin))
-        x = self._embedding[tokens]
-        for i, w in enumerate(self._layers):
+        x = self.embedding[tokens]
+        for i, w in enumerate(self.layers):
             h = self._rms_norm(x, w["attn_norm"])
             q, k, v = ((h @ w[name].T).reshape(len(h), -1, self.head_dim) for name in ("attn_q", "attn_k", "attn_v"))
             out = attend(i, rotate(q, cos, sin), rotate(k, cos, sin), v)
@@ -106,10 +109,10 @@ class Model:
             gate = h @ w["ffn_gate"].T
             silu = gate * (0.5 + 0.5 * np.tanh(0.5 * gate))  # gate * sigmoid(gate), without overflow
             x = x + (silu * (h @ w["ffn_up"].T)) @ w["ffn_down"].T
-        return self._rms_norm(x[rows], self._norm) @ self._embedding.T
+        return self._rms_norm(x[rows], self.norm) @ self.embedding.T
 
     def _rms_norm(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(self._eps)) * weight
+        return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(self.eps)) * weight
 
 
 def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
