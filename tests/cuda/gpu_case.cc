@@ -1,0 +1,106 @@
+#include "gpu_case.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "gpu_support.h"
+#include "seqattn/batch_attention.h"
+
+namespace seqattn::testing {
+namespace {
+
+double root_mean_square(const double* values, int count) {
+  double sum = 0;
+  for (int i = 0; i < count; ++i) sum += values[i] * values[i];
+  return std::sqrt(sum / count);
+}
+
+// Reports the first element that is wrong.
+bool is_near(const char* what, std::size_t row, std::size_t i, double got, double expected,
+             double tolerance) {
+  if (got == expected || std::abs(got - expected) <= tolerance) return true;
+  ADD_FAILURE() << what << " of row " << row << ", element " << i << ": got " << got
+                << (std::isnan(got) ? " (never written?)" : "") << ", expected " << expected
+                << " within " << tolerance;
+  return false;
+}
+
+}  // namespace
+
+AttentionCase gpu_case(DType dtype, int head_dim) {
+  AttentionCase c;
+  c.name = std::string(to_string(dtype)) + "_" + std::to_string(head_dim);
+  c.num_qo_heads = 8;
+  c.num_kv_heads = 2;
+  c.head_dim = head_dim;
+  c.page_size = 16;
+  c.kv_dtype = c.q_dtype = c.out_dtype = dtype;
+  c.rows = {{1, 1},  {1, 700}, {3, 33}, {1, 2500}, {16, 16},
+            {0, 20}, {40, 90}, {0, 0},  {9, 1500}, {30, 300}};
+  return c;
+}
+
+AttentionCase long_query_case(DType dtype, int head_dim) {
+  AttentionCase c = gpu_case(dtype, head_dim);
+  c.num_qo_heads = 32;
+  c.num_kv_heads = 8;
+  c.rows = {{200, 260}, {129, 129}, {1, 90}, {0, 0}, {40, 77}, {0, 5}};
+  return c;
+}
+
+GpuResult attend_on_gpu(const AttentionCase& c, const std::vector<ref::Row>& rows,
+                        const PagedBatch& batch) {
+  GpuResult result{CallTensors(c, rows, cuda(0)), ""};
+  BatchAttention attention(batch.manager(), c.options());
+  const auto mask = mask_of(rows);
+  attention.plan(batch.packed(), qo_indptr_of(rows), {.mask = mask});
+  attention.run(result.tensors.q.read_only_view(), result.tensors.out.view(),
+                result.tensors.run_options());
+  check(cudaDeviceSynchronize());
+  result.kernel = attention.kernel_name();
+  return result;
+}
+
+void expect_oracle(const AttentionCase& c, const std::vector<ref::Row>& rows,
+                   const CallTensors& tensors) {
+  const std::vector<double> out = tensors.out.read(), lse = tensors.lse.read();
+  const auto dim = static_cast<std::size_t>(c.dim_v());
+  const double weights = 6 * epsilon(c.kv_dtype);
+  std::size_t first = 0;  // (query, head) of the row, among all
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const ref::Result expected = ref::attention(rows[i], c.reference_options());
+    const Tolerance of_out = out_tolerance(c, rows[i]), of_lse = lse_tolerance(c, rows[i]);
+    bool good = true;
+    for (std::size_t head = 0; good && head < expected.lse.size(); ++head) {
+      const double* want = expected.out.data() + head * dim;
+      const double rms = root_mean_square(want, c.dim_v());
+      for (std::size_t d = 0; good && d < dim; ++d) {
+        good = is_near("out", i, head * dim + d, out[(first + head) * dim + d], want[d],
+                       of_out.at(want[d]) + weights * rms);
+      }
+      // The sum of rounded weights; logarithms and exponentials of the hardware's fast kind.
+      const double tolerance = of_lse.at(expected.lse[head]) + epsilon(c.kv_dtype) + 2e-5;
+      good = good && is_near("lse", i, head, lse[first + head], expected.lse[head], tolerance);
+    }
+    first += expected.lse.size();
+  }
+}
+
+std::vector<std::vector<std::byte>> bytes_by_row(const std::vector<ref::Row>& rows,
+                                                 const CallTensors& tensors) {
+  std::vector<std::vector<std::byte>> parts(rows.size());
+  const auto tokens = static_cast<std::size_t>(tensors.out.view().shape[0]);
+  for (const auto& bytes : {tensors.out.bytes(), tensors.lse.bytes()}) {
+    const std::size_t per_token = tokens == 0 ? 0 : bytes.size() / tokens;
+    std::size_t begin = 0;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      const std::size_t end = begin + static_cast<std::size_t>(rows[i].q_len) * per_token;
+      parts[i].insert(parts[i].end(), bytes.data() + begin, bytes.data() + end);
+      begin = end;
+    }
+  }
+  return parts;
+}
+
+}  // namespace seqattn::testing

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstddef>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "attention_case.h"
+#include "conformance.h"
+#include "paged_batch.h"
+
+// Attention on a GPU in the words of the attention suite: a case, random rows, a paged cache full
+// of NaN where no row has a token, the oracle.
+namespace seqattn::testing {
+
+// What kernels on a device serve: 8 query heads on 2 KV heads, pages of 16, one 16-bit type
+// throughout, rows for each of the small tiles, some of them split.
+AttentionCase gpu_case(DType dtype, int head_dim = 128);
+
+// Rows of 32 query heads that FA3 takes on Hopper, and FA2 elsewhere.
+AttentionCase long_query_case(DType dtype, int head_dim = 128);
+
+struct GpuResult {
+  CallTensors tensors;
+  std::string kernel;  // kernel_name() of the plan
+};
+
+// Plans the batch and runs it once.
+GpuResult attend_on_gpu(const AttentionCase& c, const std::vector<ref::Row>& rows,
+                        const PagedBatch& batch);
+
+// Expects out and lse to agree with the oracle, and every element to be written. The tolerance is
+// that of kernels which round softmax weights to the cache's type: an output moves by about
+// epsilon times the root mean square of its head.
+void expect_oracle(const AttentionCase& c, const std::vector<ref::Row>& rows,
+                   const CallTensors& tensors);
+
+// The bytes of each row's out and lse.
+std::vector<std::vector<std::byte>> bytes_by_row(const std::vector<ref::Row>& rows,
+                                                 const CallTensors& tensors);
+
+}  // namespace seqattn::testing

@@ -1,0 +1,138 @@
+// The bits of a row do not depend on the batch, on page placement, on how often it is computed or
+// on whether a graph replays it.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "gpu_case.h"
+#include "gpu_support.h"
+#include "random_source.h"
+
+namespace seqattn::testing {
+namespace {
+
+class CudaBitIdentity : public ::testing::TestWithParam<AttentionCase> {
+ protected:
+  void SetUp() override {
+    if (!has_gpu()) GTEST_SKIP() << "no GPU here: this test needs one";
+    rows = random_rows(GetParam(), random);
+    expected = bytes(rows);
+  }
+  // What a batch of these rows gives, row by row; pages are dealt anew.
+  std::vector<std::vector<std::byte>> bytes(const std::vector<ref::Row>& batch_rows,
+                                            const Placement& placement = {}) {
+    const PagedBatch batch(GetParam(), batch_rows, cuda(0), random, placement);
+    return bytes_by_row(batch_rows, attend_on_gpu(GetParam(), batch_rows, batch).tensors);
+  }
+
+  std::mt19937_64 random = random_source(5400);
+  std::vector<ref::Row> rows;
+  std::vector<std::vector<std::byte>> expected;
+};
+
+TEST_P(CudaBitIdentity, AcrossRepeatedRuns) {
+  const PagedBatch batch(GetParam(), rows, cuda(0), random);
+  for (int i = 0; i < 10; ++i) {
+    EXPECT_TRUE(bytes_by_row(rows, attend_on_gpu(GetParam(), rows, batch).tensors) == expected)
+        << "run " << i;
+  }
+}
+
+TEST_P(CudaBitIdentity, AcrossPagePlacements) {
+  EXPECT_TRUE(bytes(rows, {.unused = Unused::kMixed, .spare_pages = 100}) == expected);
+}
+
+TEST_P(CudaBitIdentity, OfARowAloneAndAmongOthers) {
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    EXPECT_TRUE(bytes({rows[i]})[0] == expected[i])
+        << "row " << i << ": " << rows[i].q_len << " queries, " << rows[i].kv_len << " keys";
+  }
+}
+
+TEST_P(CudaBitIdentity, InAnyOrderAndCompany) {
+  std::vector<std::size_t> order(rows.size());
+  for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
+  for (int round = 0; round < 4; ++round) {
+    std::shuffle(order.begin(), order.end(), random);
+    std::vector<ref::Row> some;
+    for (std::size_t i = 0; i < rows.size(); ++i) some.push_back(rows[order[i % 5]]);
+    const auto result = bytes(some);
+    for (std::size_t i = 0; i < some.size(); ++i) {
+      EXPECT_TRUE(result[i] == expected[order[i % 5]]) << "row " << order[i % 5];
+    }
+  }
+}
+
+// The same rows, as far as a capacity allows them, through a captured graph.
+TEST_P(CudaBitIdentity, OfAReplayedGraph) {
+  AttentionCase c = GetParam();
+  if (c.mask_density >= 0) GTEST_SKIP() << "masks are not part of a captured graph";
+  const std::int64_t longest = (c.head_dim == 256 ? 64 : 128) * c.num_kv_heads / c.num_qo_heads;
+  std::vector<ref::Row> short_rows;
+  std::vector<std::vector<std::byte>> want;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    if (rows[i].q_len > longest) continue;
+    short_rows.push_back(rows[i]);
+    want.push_back(expected[i]);
+  }
+  const PagedBatch batch(c, short_rows, cuda(0), random);
+  const CallTensors tensors(c, short_rows, cuda(0));
+  const OwnStream stream;
+  BatchAttention attention(
+      batch.manager(), c.options(),
+      {.max_sequences = static_cast<std::int64_t>(short_rows.size()) + 3,
+       .max_q_tokens = tensors.q.view().shape[0],
+       .max_pages = static_cast<std::int64_t>(batch.packed().kv_page_indices().size()) + 9});
+  attention.plan(batch.packed(), qo_indptr_of(short_rows), {}, stream.get());
+  const CapturedGraph graph(stream, [&] {
+    attention.run(tensors.q.view(), tensors.out.view(), tensors.run_options(), 0, stream.get());
+  });
+  for (int i = 0; i < 3; ++i) {
+    fill_with_nan(tensors.out.view());
+    fill_with_nan(tensors.lse.view());
+    graph.launch(stream);
+    stream.wait();
+    EXPECT_TRUE(bytes_by_row(short_rows, tensors) == want) << "replay " << i;
+  }
+}
+
+std::vector<AttentionCase> cases() {
+  std::vector<AttentionCase> list;
+  const auto add = [&](const std::string& name, AttentionCase c) {
+    c.name = name;
+    list.push_back(c);
+  };
+  AttentionCase c = gpu_case(DType::kFloat16);
+  c.rows = {{1, 2500}, {40, 40}, {1, 1}, {3, 900},  {2, 770},   {0, 9},
+            {70, 95},  {1, 767}, {0, 0}, {30, 300}, {16, 4000}, {1, 9000}};
+  add("Float16", c);
+  c.sinks = true;
+  c.window_left = 1800;
+  c.logits_soft_cap = 2;
+  add("WindowCapSinks", c);
+  c = gpu_case(DType::kFloat16);
+  c.mask_density = 0.5;
+  add("Mask", c);
+  c = gpu_case(DType::kBFloat16, 256);
+  c.kv_layout = KVLayout::kHND;
+  add("BFloat16Hnd256", c);
+  c = gpu_case(DType::kBFloat16, 64);
+  c.page_size = 1;
+  c.num_kv_heads = 1;
+  add("OneKvHeadPage1", c);
+  c = long_query_case(DType::kBFloat16);
+  c.rows = {{300, 700}, {1, 900}, {600, 600}, {129, 2000}, {40, 50}, {1, 1}, {200, 200}};
+  add("LongQueries", c);
+  c.out_dtype = DType::kFloat32;
+  add("LongQueriesFloatOut", c);
+  return list;
+}
+
+INSTANTIATE_TEST_SUITE_P(, CudaBitIdentity, ::testing::ValuesIn(cases()),
+                         [](const auto& test) { return test.param.name; });
+
+}  // namespace
+}  // namespace seqattn::testing
