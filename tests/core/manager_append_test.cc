@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -160,35 +159,6 @@ TEST_P(Append, WritesOneLayer) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, Append, ::testing::ValuesIn(all_cases()), name_of);
-
-// Each float32 value is rounded as half.h does, halfway cases among them.
-TEST(AppendRounding, IsToNearestEven) {
-  std::vector<float> inputs = {1 + 0x1p-11f, 1 + 0x3p-11f, 1 + 0x1p-8f,     1 + 0x3p-8f,
-                               65519.0f,     65520.0f,     0x1p-25f,        0x1.8p-24f,
-                               -1e-30f,      3.4e38f,      -(1 + 0x1p-11f), 0x1.00002p-25f};
-  auto random = testing::random_source(21);
-  while (inputs.size() < 4096) {
-    const auto value = std::bit_cast<float>(static_cast<std::uint32_t>(random()));
-    if (value == value) inputs.push_back(value);
-  }
-  const auto n = static_cast<std::int64_t>(inputs.size());
-  for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
-    PagedKVCacheManager manager(
-        {.num_pages = n / 16, .num_heads = 1, .head_dim = 1, .dtype = dtype});
-    CacheDescriptor descriptor(manager);
-    descriptor.allocate({1}, {n});
-    const auto tokens =
-        TensorView::contiguous(std::as_const(inputs).data(), DType::kFloat32, {n, 1, 1});
-    manager.append_kv(tokens, tokens, descriptor.pack_for_flashinfer({1}),
-                      std::array{0, static_cast<std::int32_t>(n)});
-    for (std::int64_t i = 0; i < n; ++i) {
-      const float input = inputs[static_cast<std::size_t>(i)];
-      EXPECT_EQ(testing::cached(manager.key_cache(), KVLayout::kNHD, descriptor.pages(1), i, 0, 0),
-                rounded(input, dtype))
-          << input;
-    }
-  }
-}
 
 TEST(AppendInputs, MayBeStridedAndReadOnly) {
   auto random = testing::random_source(22);

@@ -145,6 +145,11 @@ TEST(ManagerConstruction, RefusesTotalsThatOverflow) {
   by_values.num_heads = by_values.head_dim = 1;
   by_values.head_dim_v = kMaxInt;
   EXPECT_THAT(refusal(by_values), HasSubstr("of 1 and 2147483647 elements"));
+  KVCacheConfig by_the_sum = huge;  // 2^61 bytes of keys and a little more of values
+  by_the_sum.num_heads = 1;
+  by_the_sum.head_dim = 1 << 10;
+  by_the_sum.head_dim_v = (1 << 10) + 1;
+  EXPECT_THAT(refusal(by_the_sum), HasSubstr("of 1024 and 1025 elements"));
 }
 
 TEST(ManagerConstruction, RefusesPagesThatOverflowEvenWhereThereAreNone) {

@@ -65,7 +65,12 @@ TEST(FromTensors, NeverClearsThem) {
 
 struct StridedCase {
   KVLayout layout;
-  std::vector<std::int64_t> whole;  // shape of the tensor that the views lie in
+  std::array<std::int64_t, 3> whole;  // of the tensor that a view lies in: all but the last size
+  int padding;                        // behind each head's elements
+
+  HostTensor tensor(int head_dim) const {
+    return {DType::kFloat32, {whole[0], whole[1], whole[2], head_dim + padding}};
+  }
 };
 
 class FromStridedTensors : public ::testing::TestWithParam<StridedCase> {};
@@ -74,7 +79,7 @@ class FromStridedTensors : public ::testing::TestWithParam<StridedCase> {};
 // read back and copied, and no gap between slots is touched.
 TEST_P(FromStridedTensors, WritesSlotsAndNothingElse) {
   auto random = testing::random_source(11);
-  const auto& [layout, whole] = GetParam();
+  const KVLayout layout = GetParam().layout;
   KVCacheConfig config = kConfig;
   config.num_layers = 2;
   config.kv_layout = layout;
@@ -83,7 +88,7 @@ TEST_P(FromStridedTensors, WritesSlotsAndNothingElse) {
   std::vector<TensorView> keys, values;
   for (int layer = 0; layer < 2; ++layer) {
     for (const int head_dim : {4, 6}) {
-      const HostTensor& tensor = tensors.emplace_back(DType::kFloat32, whole);
+      const HostTensor& tensor = tensors.emplace_back(GetParam().tensor(head_dim));
       (head_dim == 4 ? keys : values)
           .push_back(padded_view(tensor, {5, nhd ? 3 : 2, nhd ? 2 : 3, head_dim}));
     }
@@ -118,12 +123,12 @@ TEST_P(FromStridedTensors, WritesSlotsAndNothingElse) {
 }
 
 TEST_P(FromStridedTensors, CopiesPagesSlotBySlot) {
-  const auto& [layout, whole] = GetParam();
+  const KVLayout layout = GetParam().layout;
   KVCacheConfig config = kConfig;
   config.kv_layout = layout;
   config.head_dim_v = 4;
   const bool nhd = layout == KVLayout::kNHD;
-  const HostTensor tensor(DType::kFloat32, whole), other(DType::kFloat32, whole);
+  const HostTensor tensor = GetParam().tensor(4), other = GetParam().tensor(4);
   const TensorView keys = padded_view(tensor, {5, nhd ? 3 : 2, nhd ? 2 : 3, 4});
   const TensorView values = padded_view(other, keys.shape);
   auto manager = PagedKVCacheManager::from_tensors(std::array{keys}, std::array{values}, config);
@@ -150,10 +155,14 @@ TEST_P(FromStridedTensors, CopiesPagesSlotBySlot) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Layouts, FromStridedTensors,
-                         ::testing::Values(StridedCase{KVLayout::kNHD, {6, 4, 3, 9}},
-                                           StridedCase{KVLayout::kHND, {6, 4, 5, 9}},
-                                           StridedCase{KVLayout::kNHD, {5, 3, 2, 7}},
-                                           StridedCase{KVLayout::kHND, {5, 2, 3, 8}}));
+                         ::testing::Values(StridedCase{KVLayout::kNHD, {6, 4, 3}, 5},
+                                           StridedCase{KVLayout::kHND, {6, 4, 5}, 5},
+                                           StridedCase{KVLayout::kNHD, {5, 3, 2}, 1},
+                                           StridedCase{KVLayout::kNHD, {5, 3, 4}, 0},
+                                           StridedCase{KVLayout::kNHD, {5, 3, 2}, 0},
+                                           StridedCase{KVLayout::kHND, {5, 2, 3}, 1},
+                                           StridedCase{KVLayout::kHND, {5, 2, 5}, 0},
+                                           StridedCase{KVLayout::kHND, {5, 2, 3}, 0}));
 
 // Heads far apart, tokens close together: NHD in name, HND in memory.
 TEST(FromTensors, TakesStridesInAnyOrder) {
