@@ -51,7 +51,8 @@ class Decoding : public ConformanceSuite {
 
   void SetUp() override {
     c = attention_case();
-    KVCacheConfig config = c.cache_config(400, device());
+    // Room for whatever the longest test draws: 63 sequences of 15 + 60 * 8 tokens.
+    KVCacheConfig config = c.cache_config(63 * (495 / c.page_size + 1), device());
     config.num_layers = kLayers;
     manager = std::make_unique<PagedKVCacheManager>(config);
     for (int layer = 0; layer < kLayers; ++layer) {
