@@ -63,8 +63,7 @@ class Writer {
 };
 
 void Writer::write_tables() {
-  std::memcpy(ints(layout_.page_indices), plan_.page_indices.data(),
-              plan_.page_indices.size() * sizeof(std::int32_t));
+  std::copy(plan_.page_indices.begin(), plan_.page_indices.end(), ints(layout_.page_indices));
   for (std::size_t i = 0; i < plan_.rows.size(); ++i) {
     const AttentionRow& row = plan_.rows[i];
     ints(layout_.page_indptr)[i] = static_cast<std::int32_t>(row.page_begin);
