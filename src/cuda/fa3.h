@@ -3,7 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
-#include <vector>
+#include <span>
 
 #include "fa2.h"
 #include "seqattn/types.h"
@@ -50,7 +50,7 @@ struct Fa3Instance {
   cudaError_t (*run)(const Fa3Call&, cudaStream_t);
 };
 
-// What this build holds; none where no architecture of it is sm_90a.
-std::vector<Fa3Instance> fa3_instances();
+// What this build holds, for good; none where no architecture of it is sm_90a.
+std::span<const Fa3Instance> fa3_instances();
 
 }  // namespace seqattn

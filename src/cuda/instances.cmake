@@ -69,7 +69,7 @@ function(seqattn_generate_instances folder with_fa3 fa2_variable fa3_variable ta
     list(APPEND fa3_sources ${folder}/${instance}.cu)
     string(APPEND declarations "extern const Fa3Instance ${instance}[${size_of_${instance}}];\n")
     string(APPEND fa3_appends
-      "  for (const Fa3Instance& instance : ${instance}) instances.push_back(instance);\n")
+      "    for (const Fa3Instance& instance : ${instance}) instances.push_back(instance);\n")
   endforeach()
   configure_file(templates/instance_tables.cc.in ${folder}/instance_tables.cc @ONLY)
   set(${fa2_variable} ${fa2_sources} PARENT_SCOPE)

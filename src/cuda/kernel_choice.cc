@@ -58,6 +58,12 @@ KernelChoice choose_kernels(const AttentionShape& shape) {
     throw UnsupportedError(concat("head_dim ", shape.head_dim, " and head_dim_v ", shape.head_dim_v,
                                   " on a CUDA device; its kernels take equal ones"));
   }
+  // They take the maximum of logits before the scale, and -5e4 for one that is hidden.
+  constexpr float kLeastScale = 1e-3f;
+  if (!(shape.sm_scale >= kLeastScale)) {
+    throw UnsupportedError(concat("sm_scale ", shape.sm_scale,
+                                  " on a CUDA device; its kernels take ", kLeastScale, " or more"));
+  }
   const bool general = shape.window_left >= 0 || shape.logits_soft_cap > 0;
   return {.unmasked = find_fa2(shape, shape.causal ? AttentionMask::kCausal : AttentionMask::kNone,
                                general),

@@ -74,6 +74,20 @@ __device__ bool take_item(std::int64_t num_tokens, int num_heads, std::int64_t* 
   return *token < num_tokens;
 }
 
+// FlashInfer's infinity is 5e4: the LSE of a query that sees nothing is about -5e4, in base 2.
+__device__ float seen(float lse) { return lse < -4e4f ? -INFINITY : lse; }
+
+__device__ float warp_max(float x) {
+  for (int step = kWarp / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
+  return x;
+}
+
+// In the same order in every lane, so that all of them get the same bits.
+__device__ float warp_sum(float x) {
+  for (int step = kWarp / 2; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
+  return x;
+}
+
 __device__ float finite_or_zero(float max) { return max == -INFINITY ? 0.0f : max; }
 
 // out of Out elements, four a lane. kDim elements a head.
@@ -107,32 +121,41 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
   const std::int64_t first = static_cast<std::int64_t>(partials.begin[item]) * num_heads + head;
   const int count = partials.count[item];
 
+  // Each lane looks after every 32nd partial: many loads at once, since they are what takes time.
+  const auto lse_of = [&](int i) {
+    return seen(partials.lse[first + static_cast<std::int64_t>(i) * num_heads]);
+  };
   const float sink = sinks.base2(head);
-  float max = sink;
-  for (int i = 0; i < count; ++i) {
-    max = fmaxf(max, partials.lse[first + static_cast<std::int64_t>(i) * num_heads]);
-  }
-  const float subtracted = finite_or_zero(max);
-  float sum = exp2f(sink - subtracted);
-  for (int i = 0; i < count; ++i) {
-    sum += exp2f(partials.lse[first + static_cast<std::int64_t>(i) * num_heads] - subtracted);
-  }
+  float max = -INFINITY;
+  for (int i = lane; i < count; i += kWarp) max = fmaxf(max, lse_of(i));
+  const float subtracted = finite_or_zero(fmaxf(warp_max(max), sink));
+  float sum = 0;
+  for (int i = lane; i < count; i += kWarp) sum += exp2f(lse_of(i) - subtracted);
+  sum = warp_sum(sum) + exp2f(sink - subtracted);
   const std::int64_t token = partials.token[item];
   const float scale = sum == 0 ? 0.0f : 1 / sum;
   Out* const to = static_cast<Out*>(out.data) + out.offset(token, head);
-  for (int d = lane * 4; d < head_dim; d += kWarp * 4) {
+  for (int begin = 0; begin < head_dim; begin += kWarp * 4) {
+    const int d = begin + lane * 4;
     float4 total = {0, 0, 0, 0};
-    for (int i = 0; i < count; ++i) {
-      const std::int64_t partial = first + static_cast<std::int64_t>(i) * num_heads;
-      const float weight = exp2f(partials.lse[partial] - subtracted) * scale;
-      if (weight == 0) continue;  // nothing visible: its output may be anything
-      const float4 x = *reinterpret_cast<const float4*>(partials.out + partial * head_dim + d);
-      total.x += weight * x.x;
-      total.y += weight * x.y;
-      total.z += weight * x.z;
-      total.w += weight * x.w;
+    for (int i = 0; i < count; i += kWarp) {
+      const float own = i + lane < count ? exp2f(lse_of(i + lane) - subtracted) * scale : 0;
+      const int end = min(kWarp, count - i);
+#pragma unroll 8
+      for (int k = 0; k < end; ++k) {
+        const float weight = __shfl_sync(~0u, own, k);
+        const std::int64_t partial = first + static_cast<std::int64_t>(i + k) * num_heads;
+        float4 x = {0, 0, 0, 0};  // of a partial that saw nothing, which may hold anything
+        if (weight != 0 && d < head_dim) {
+          x = *reinterpret_cast<const float4*>(partials.out + partial * head_dim + d);
+        }
+        total.x += weight * x.x;
+        total.y += weight * x.y;
+        total.z += weight * x.z;
+        total.w += weight * x.w;
+      }
     }
-    store4(to + d, total);
+    if (d < head_dim) store4(to + d, total);
   }
   if (lse && lane == 0) lse.store(lse.offset(token, head), (subtracted + log2f(sum)) * kLn2);
 }
@@ -148,7 +171,7 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
     (rows.q_indptr[middle] <= token ? low : high) = middle;
   }
   if (rows.is_large[low] == 0) return;
-  const float own = rows.lse_base2[token * num_heads + head];
+  const float own = seen(rows.lse_base2[token * num_heads + head]);
   const float sink = sinks.base2(head);
   const float subtracted = finite_or_zero(fmaxf(own, sink));
   const float weight = exp2f(own - subtracted);

@@ -16,7 +16,7 @@ constexpr std::int64_t kMinFa3Tiles = 64;
 // With fewer KV heads than kFullHeads there are fewer blocks a chunk: chunks are shorter instead.
 constexpr std::int64_t kShortestChunk = 256;
 constexpr std::int64_t kLongestChunk = 1024;
-constexpr std::int64_t kFewChunks = 4;
+constexpr std::int64_t kFewChunks = 2;
 constexpr std::int64_t kManyChunks = 32;
 constexpr std::int64_t kFullHeads = 8;
 

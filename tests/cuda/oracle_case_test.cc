@@ -111,8 +111,26 @@ TEST(CudaLengths, AroundEveryBorderAgreeWithTheOracle) {
   expect_oracle(c, rows, attend_on_gpu(c, rows, batch).tensors);
 }
 
-// The kernels' maximum of logits is one of scaled logits only where the scale is positive.
-TEST(CudaScale, ThatIsNotPositiveIsRefusedOrRight) {
+// A query that sees nothing gives 0 and -inf, in tiles of every size.
+TEST(CudaMask, ThatHidesEverythingGivesNothing) {
+  if (!has_gpu()) GTEST_SKIP() << "no GPU here: this test needs one";
+  auto random = random_source(5304);
+  for (const double density : {0.0, 0.02}) {
+    for (const bool sinks : {false, true}) {
+      AttentionCase c = gpu_case(DType::kBFloat16);
+      c.mask_density = density;
+      c.sinks = sinks;
+      c.rows = {{1, 90}, {9, 30}, {70, 70}, {200, 300}, {2, 3000}};
+      const auto rows = random_rows(c, random);
+      const PagedBatch batch(c, rows, cuda(0), random);
+      expect_oracle(c, rows, attend_on_gpu(c, rows, batch).tensors);
+    }
+  }
+}
+
+// The kernels' maximum of logits is one of scaled logits only where the scale is positive, and
+// their -5e4 for a hidden logit hides it only where the scale is not too small.
+TEST(CudaScale, ThatIsTooSmallForTheKernelsIsRefusedOrRight) {
   if (!has_gpu()) GTEST_SKIP() << "no GPU here: this test needs one";
   auto random = random_source(5303);
   for (const double scale : {-0.3, 1e-30}) {

@@ -1,0 +1,141 @@
+#include "cases.h"
+
+#include <cstddef>
+
+namespace seqattn::bench {
+namespace {
+
+constexpr std::int64_t kK = 1024;
+constexpr double kHeadDim = 128;
+
+std::vector<RowLengths> equal(std::size_t count, std::int64_t q_len, std::int64_t kv_len) {
+  return std::vector<RowLengths>(count, {q_len, kv_len});
+}
+
+std::vector<RowLengths> joined(std::vector<RowLengths> a, const std::vector<RowLengths>& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+CaseSpec decode(const std::string& name, std::vector<RowLengths> rows,
+                double least_of_flashinfer = 0) {
+  CaseSpec spec;
+  spec.group = Group::kDecode;
+  spec.name = name;
+  spec.rows = std::move(rows);
+  spec.least_of_flashinfer = least_of_flashinfer;
+  return spec;
+}
+
+CaseSpec skewed(const std::string& name, std::vector<RowLengths> rows) {
+  CaseSpec spec = decode(name, std::move(rows));
+  spec.is_skewed = true;
+  spec.least_of_ceiling = 0.90;
+  return spec;
+}
+
+CaseSpec prefill(const std::string& name, std::vector<RowLengths> rows) {
+  CaseSpec spec = decode(name, std::move(rows), 0.95);
+  spec.group = Group::kPrefill;
+  return spec;
+}
+
+// One KV head, as a model sharded over eight devices has it.
+CaseSpec sharded(CaseSpec spec) {
+  spec.num_qo_heads = 8;
+  spec.num_kv_heads = 1;
+  spec.least_of_flashinfer = 0;
+  return spec;
+}
+
+CaseSpec append(const std::string& name, std::vector<RowLengths> rows, double least_of_ceiling) {
+  CaseSpec spec = decode(name, std::move(rows));
+  spec.group = Group::kAppend;
+  spec.least_of_ceiling = least_of_ceiling;
+  return spec;
+}
+
+// 32 sequences that grow by 2048 tokens, from somewhere within a page.
+std::vector<RowLengths> growing_rows() {
+  std::vector<RowLengths> rows;
+  for (std::int64_t i = 0; i < 32; ++i) rows.push_back({2 * kK, 2 * kK + 7 * i});
+  return rows;
+}
+
+// One long sequence among 63 of 2k, give or take.
+std::vector<RowLengths> one_long() {
+  std::vector<RowLengths> rows{{1, 64 * kK + 37}};
+  for (std::int64_t i = 0; i < 63; ++i) rows.push_back({1, 2 * kK - 500 + i * 16});
+  return rows;
+}
+
+}  // namespace
+
+std::string to_string(Group group) {
+  return group == Group::kAppend ? "append" : group == Group::kDecode ? "decode" : "prefill";
+}
+
+std::string CaseSpec::full_name() const {
+  std::string text = to_string(group) + "/";
+  if (num_kv_heads != 8) {
+    text.append("(").append(std::to_string(num_qo_heads)).append(",");
+    text.append(std::to_string(num_kv_heads)).append(")/");
+  }
+  return text + name;
+}
+
+std::int64_t CaseSpec::num_q_tokens() const {
+  std::int64_t sum = 0;
+  for (const RowLengths& row : rows) sum += row.q_len;
+  return sum;
+}
+
+std::int64_t CaseSpec::num_kv_tokens() const {
+  std::int64_t sum = 0;
+  for (const RowLengths& row : rows) sum += row.kv_len;
+  return sum;
+}
+
+double CaseSpec::kv_bytes() const {
+  return 2.0 * 2.0 * kHeadDim * num_kv_heads * static_cast<double>(num_kv_tokens());
+}
+
+double CaseSpec::append_bytes() const {
+  return 2.0 * 2.0 * 2.0 * kHeadDim * num_kv_heads * static_cast<double>(num_q_tokens());
+}
+
+double CaseSpec::causal_flops() const {
+  double visible = 0;  // (query, key) pairs
+  for (const RowLengths& row : rows) {
+    const auto q = static_cast<double>(row.q_len), kv = static_cast<double>(row.kv_len);
+    visible += q * (kv - q) + q * (q + 1) / 2;
+  }
+  return 4 * kHeadDim * num_qo_heads * visible;
+}
+
+std::vector<CaseSpec> all_cases(bool quick) {
+  if (quick) {
+    return {append("8k tokens", equal(8, kK, kK + 5), 0), decode("8x8k", equal(8, 1, 8 * kK)),
+            skewed("1x65k+63x2k", one_long()), prefill("1x8k", equal(1, 8 * kK, 8 * kK))};
+  }
+  return {append("64k tokens", growing_rows(), 0.90),
+          append("256 tokens", equal(256, 1, 33), 0),
+          decode("1x32k", equal(1, 1, 32 * kK), 0.97),
+          decode("8x8k", equal(8, 1, 8 * kK), 0.97),
+          decode("64x4k", equal(64, 1, 4 * kK), 0.97),
+          decode("256x2k", equal(256, 1, 2 * kK), 0.97),
+          skewed("1x65k+63x2k", one_long()),
+          skewed("8x32k+56x1k", joined(equal(8, 1, 32 * kK), equal(56, 1, kK))),
+          decode("1x1k", equal(1, 1, kK)),
+          decode("1x4k", equal(1, 1, 4 * kK)),
+          decode("64x128", equal(64, 1, 128)),
+          decode("16x(8 new on 8k)", equal(16, 8, 8 * kK)),
+          sharded(decode("1x32k", equal(1, 1, 32 * kK))),
+          sharded(decode("64x4k", equal(64, 1, 4 * kK))),
+          sharded(decode("256x2k", equal(256, 1, 2 * kK))),
+          prefill("1x8k", equal(1, 8 * kK, 8 * kK)),
+          prefill("8x2k", equal(8, 2 * kK, 2 * kK)),
+          prefill("16x(512 new on 8k)", equal(16, 512, 8 * kK + 512))};
+}
+
+}  // namespace seqattn::bench

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace seqattn::bench {
+
+struct RowLengths {
+  std::int64_t q_len = 0;
+  std::int64_t kv_len = 0;  // counts the queries' tokens
+};
+
+enum class Group { kAppend, kDecode, kPrefill };
+
+// One case: a batch, and what is expected of it (0: nothing). bfloat16, pages of 16, head_dim 128.
+struct CaseSpec {
+  Group group = Group::kDecode;
+  std::string name;
+  int num_qo_heads = 32;
+  int num_kv_heads = 8;
+  std::vector<RowLengths> rows;
+  bool is_skewed = false;          // FlashInfer with a fixed split is measured as well
+  double least_of_ceiling = 0;     // of the memory's: share
+  double least_of_flashinfer = 0;  // speed over FlashInfer's
+
+  std::string full_name() const;  // "decode/1x32k"
+  std::int64_t num_q_tokens() const;
+  std::int64_t num_kv_tokens() const;
+  double kv_bytes() const;      // of keys and values, all rows
+  double append_bytes() const;  // read and written for the new tokens
+  double causal_flops() const;
+};
+
+std::string to_string(Group group);
+
+// The cases of the benchmark; `quick` keeps a few small ones.
+std::vector<CaseSpec> all_cases(bool quick);
+
+}  // namespace seqattn::bench

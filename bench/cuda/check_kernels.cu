@@ -1,0 +1,175 @@
+#include <cuda_bf16.h>
+
+#include <algorithm>
+
+#include "device.h"
+#include "kernels.h"
+
+namespace seqattn::bench {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+constexpr int kPerLane = kHeadDim / 32;
+constexpr double kMinusInfinity = -1e300;  // below every logit
+
+unsigned blocks_for(std::int64_t count) {
+  return static_cast<unsigned>(
+      std::clamp<std::int64_t>((count + kThreads - 1) / kThreads, 1, 8192));
+}
+
+__device__ std::uint64_t mix(std::uint64_t x) {  // the finaliser of splitmix64
+  x += 0x9e3779b97f4a7c15ull;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+  return x ^ (x >> 31);
+}
+
+__global__ void fill(__nv_bfloat16* to, std::int64_t count, std::uint64_t seed) {
+  const std::int64_t step = std::int64_t{gridDim.x} * kThreads;
+  for (std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += step) {
+    const std::uint64_t bits = mix(seed ^ mix(static_cast<std::uint64_t>(i)));
+    const float u = (static_cast<float>(bits >> 40) + 0.5f) * 0x1p-24f;
+    const float angle = static_cast<float>(bits & 0xffffff) * 0x1p-23f;
+    to[i] = __float2bfloat16_rn(sqrtf(-2 * logf(u)) * cospif(angle));
+  }
+}
+
+__global__ void count_bad(const __nv_bfloat16* values, std::int64_t count,
+                          unsigned long long* errors) {
+  const std::int64_t step = std::int64_t{gridDim.x} * kThreads;
+  unsigned long long bad = 0;
+  for (std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += step) {
+    bad += isfinite(__bfloat162float(values[i])) ? 0 : 1;
+  }
+  if (bad != 0) atomicAdd(errors, bad);
+}
+
+__device__ std::int64_t slot_of(const PagedCache& cache, int row, int position, int kv_head) {
+  const std::int64_t page = cache.page_indices[cache.page_indptr[row] + position / cache.page_size];
+  return ((page * cache.page_size + position % cache.page_size) * cache.num_kv_heads + kv_head) *
+         kHeadDim;
+}
+
+// Softmax over some keys: their maximum, the sum of exponentials, the weighted sum of values.
+struct State {
+  double max = kMinusInfinity, sum = 0;
+  double out[kPerLane] = {};
+
+  __device__ void merge(double other_max, double other_sum, const double* other_out) {
+    const double common = fmax(max, other_max);
+    const double own = exp(max - common), others = exp(other_max - common);
+    for (int d = 0; d < kPerLane; ++d) out[d] = own * out[d] + others * other_out[d];
+    sum = own * sum + others * other_sum;
+    max = common;
+  }
+};
+
+// A block for each (sample, head); its warps take keys in turn, its lanes four dimensions each.
+__global__ void __launch_bounds__(kThreads)
+    reference(PagedCache cache, const __nv_bfloat16* q, int num_qo_heads, const Sample* samples,
+              double* out) {
+  __shared__ double shared_max[kWarps], shared_sum[kWarps], shared_out[kWarps][kHeadDim];
+  const int head = blockIdx.y, kv_head = head / (num_qo_heads / cache.num_kv_heads);
+  const int warp = threadIdx.x / 32, first = threadIdx.x % 32 * kPerLane;
+  const Sample sample = samples[blockIdx.x];
+  const auto* keys = static_cast<const __nv_bfloat16*>(cache.keys);
+  const auto* values = static_cast<const __nv_bfloat16*>(cache.values);
+  const __nv_bfloat16* query =
+      q + (static_cast<std::int64_t>(sample.token) * num_qo_heads + head) * kHeadDim + first;
+  double scaled[kPerLane];
+  for (int d = 0; d < kPerLane; ++d) {
+    scaled[d] = static_cast<double>(__bfloat162float(query[d])) / sqrt(double{kHeadDim});
+  }
+  State state;
+  for (int key = warp; key < sample.num_keys; key += kWarps) {
+    const std::int64_t slot = slot_of(cache, sample.row, key, kv_head) + first;
+    double logit = 0, value[kPerLane];
+    for (int d = 0; d < kPerLane; ++d) {
+      logit += scaled[d] * static_cast<double>(__bfloat162float(keys[slot + d]));
+      value[d] = static_cast<double>(__bfloat162float(values[slot + d]));
+    }
+    for (int offset = 16; offset > 0; offset /= 2) {
+      logit += __shfl_xor_sync(0xffffffff, logit, offset);
+    }
+    state.merge(logit, 1, value);
+  }
+  if (threadIdx.x % 32 == 0) {
+    shared_max[warp] = state.max;
+    shared_sum[warp] = state.sum;
+  }
+  for (int d = 0; d < kPerLane; ++d) shared_out[warp][first + d] = state.out[d];
+  __syncthreads();
+  if (warp != 0) return;
+  for (int other = 1; other < kWarps; ++other) {
+    state.merge(shared_max[other], shared_sum[other], shared_out[other] + first);
+  }
+  double* to = out + (static_cast<std::int64_t>(blockIdx.x) * num_qo_heads + head) * kHeadDim;
+  for (int d = 0; d < kPerLane; ++d) to[first + d] = state.out[d] / state.sum;
+}
+
+__global__ void count_misplaced(PagedCache cache, const std::uint16_t* new_keys,
+                                const std::uint16_t* new_values, const std::int32_t* row,
+                                const std::int32_t* position, std::int64_t num_tokens,
+                                unsigned long long* errors) {
+  const auto* keys = static_cast<const std::uint16_t*>(cache.keys);
+  const auto* values = static_cast<const std::uint16_t*>(cache.values);
+  const int per_token = cache.num_kv_heads * kHeadDim;
+  unsigned long long wrong = 0;
+  for (std::int64_t token = blockIdx.x; token < num_tokens; token += gridDim.x) {
+    const std::int64_t slot = slot_of(cache, row[token], position[token], 0);
+    for (int i = threadIdx.x; i < per_token; i += kThreads) {
+      wrong += keys[slot + i] != new_keys[token * per_token + i];
+      wrong += values[slot + i] != new_values[token * per_token + i];
+    }
+  }
+  if (wrong != 0) atomicAdd(errors, wrong);
+}
+
+// Runs a kernel that counts into one word of device memory.
+template <class Launch>
+std::int64_t counted(cudaStream_t stream, const Launch& launch) {
+  const Buffer counter(sizeof(unsigned long long));
+  SEQATTN_BENCH_CHECK(cudaMemsetAsync(counter.data(), 0, sizeof(unsigned long long), stream));
+  launch(counter.as<unsigned long long>());
+  SEQATTN_BENCH_CHECK(cudaGetLastError());
+  SEQATTN_BENCH_CHECK(cudaStreamSynchronize(stream));
+  return static_cast<std::int64_t>(counter.download<unsigned long long>(0, 1)[0]);
+}
+
+}  // namespace
+
+void fill_normal(void* to, std::int64_t count, std::uint64_t seed, cudaStream_t stream) {
+  fill<<<blocks_for(count), kThreads, 0, stream>>>(static_cast<__nv_bfloat16*>(to), count, seed);
+  SEQATTN_BENCH_CHECK(cudaGetLastError());
+}
+
+std::int64_t count_not_finite(const void* values, std::int64_t count, cudaStream_t stream) {
+  return counted(stream, [&](unsigned long long* errors) {
+    count_bad<<<blocks_for(count), kThreads, 0, stream>>>(static_cast<const __nv_bfloat16*>(values),
+                                                          count, errors);
+  });
+}
+
+void reference_attention(const PagedCache& cache, const void* q, int num_qo_heads,
+                         const Sample* samples, std::int64_t num_samples, double* out,
+                         cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(num_samples), static_cast<unsigned>(num_qo_heads));
+  reference<<<grid, kThreads, 0, stream>>>(cache, static_cast<const __nv_bfloat16*>(q),
+                                           num_qo_heads, samples, out);
+  SEQATTN_BENCH_CHECK(cudaGetLastError());
+}
+
+std::int64_t count_append_errors(const PagedCache& cache, const void* new_keys,
+                                 const void* new_values, const std::int32_t* row,
+                                 const std::int32_t* position, std::int64_t num_tokens,
+                                 cudaStream_t stream) {
+  return counted(stream, [&](unsigned long long* errors) {
+    const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(num_tokens, 65535));
+    count_misplaced<<<blocks, kThreads, 0, stream>>>(
+        cache, static_cast<const std::uint16_t*>(new_keys),
+        static_cast<const std::uint16_t*>(new_values), row, position, num_tokens, errors);
+  });
+}
+
+}  // namespace seqattn::bench

@@ -1,0 +1,170 @@
+#include "host_costs.h"
+
+#include <numeric>
+#include <random>
+#include <string>
+
+#include "peer.h"
+#include "seqattn/seqattn.h"
+#include "workload.h"
+
+namespace seqattn::bench {
+namespace {
+
+constexpr int kPageSize = 16, kQoHeads = 32, kKvHeads = 8;
+
+// A model's cache, and sequences of 2k to 6k tokens in it.
+class Service {
+ public:
+  Service(std::int64_t batch, std::int64_t room) : manager_(config(batch, room)) {
+    std::mt19937_64 random(23);
+    std::vector<std::int64_t> lengths;
+    for (std::int64_t id = 0; id < batch; ++id) {
+      ids_.push_back(id);
+      lengths.push_back(2048 + static_cast<std::int64_t>(random() % 4096));
+    }
+    sequences_.allocate(ids_, lengths);
+  }
+  PagedKVCacheManager& manager() { return manager_; }
+  CacheDescriptor& sequences() { return sequences_; }
+  const std::vector<SeqId>& ids() const { return ids_; }
+  FlashInferPackedData pack() const { return sequences_.pack_for_flashinfer(ids_); }
+  // Every sequence asks with so many queries.
+  std::vector<std::int32_t> q_indptr(std::int32_t q_len) const {
+    std::vector<std::int32_t> indptr;
+    for (std::size_t i = 0; i <= ids_.size(); ++i) {
+      indptr.push_back(static_cast<std::int32_t>(i) * q_len);
+    }
+    return indptr;
+  }
+  PeerBatch peer_batch(const FlashInferPackedData& packed, std::int32_t q_len) const {
+    PeerBatch batch;
+    batch.num_qo_heads = kQoHeads;
+    batch.num_kv_heads = kKvHeads;
+    batch.page_size = kPageSize;
+    batch.q_indptr = q_indptr(q_len);
+    const auto indptr = packed.kv_page_indptr();
+    batch.page_indptr.assign(indptr.begin(), indptr.end());
+    for (std::int64_t row = 0; row < packed.batch_size(); ++row) {
+      batch.kv_len.push_back(static_cast<std::int32_t>(packed.kv_len(row, kPageSize)));
+    }
+    return batch;
+  }
+
+ private:
+  static KVCacheConfig config(std::int64_t batch, std::int64_t room) {
+    KVCacheConfig config;
+    config.num_pages = batch * (6144 + room) / kPageSize;
+    config.page_size = kPageSize;
+    config.num_heads = kKvHeads;
+    config.head_dim = kHeadDim;
+    config.dtype = DType::kBFloat16;
+    config.device = cuda(0);
+    return config;
+  }
+  PagedKVCacheManager manager_;
+  CacheDescriptor sequences_{manager_};
+  std::vector<SeqId> ids_;
+};
+
+AttentionOptions options() {
+  AttentionOptions options;
+  options.num_qo_heads = kQoHeads;
+  return options;
+}
+
+HostResult plan_cost(const std::string& name, std::int64_t batch, std::int32_t q_len,
+                     double limit_us, int num_samples, bool with_flashinfer) {
+  Service service(batch, kPageSize);
+  const OwnStream stream;
+  const auto packed = service.pack();
+  const auto q_indptr = service.q_indptr(q_len);
+  BatchAttention attention(service.manager(), options());
+  HostResult result;
+  result.name = name;
+  result.contenders["seqattn"] = measure_host(
+      num_samples, [&] { attention.plan(packed, q_indptr, {}, {stream.get()}); },
+      [&] { stream.wait(); });
+  if (limit_us > 0) {
+    result.goals.push_back({"<= " + std::to_string(static_cast<int>(limit_us)) + " us",
+                            result.contenders["seqattn"].median_us, limit_us, false});
+  }
+  if (!with_flashinfer) return result;
+  const Buffer floats(kPeerFloatBytes), ints(kPeerIntBytes);
+  const PinnedBuffer pinned(static_cast<std::size_t>(kPeerIntBytes));
+  const PeerWorkspace workspace{.floats = floats.data(),
+                                .float_bytes = static_cast<std::size_t>(kPeerFloatBytes),
+                                .ints = ints.data(),
+                                .pinned = pinned.data(),
+                                .int_bytes = static_cast<std::size_t>(kPeerIntBytes)};
+  const PeerBatch peer = service.peer_batch(packed, q_len);
+  PeerPlan plan;
+  result.contenders["flashinfer"] = measure_host(
+      q_len > 1 ? std::min(num_samples, 60) : num_samples,
+      [&] {
+        check(q_len > 1 ? plan_fa3(peer, workspace, &plan, stream.get())
+                        : plan_fa2(peer, workspace, 0, &plan, stream.get()),
+              "FlashInfer's plan");
+      },
+      [&] { stream.wait(); });
+  return result;
+}
+
+// One decode step of 256 sequences and one layer: grow, pack, plan, append and attend, launched one
+// by one or as a captured graph.
+std::vector<HostResult> step_costs(int num_samples) {
+  constexpr std::int64_t kBatch = 256;
+  constexpr double kLimit = 80;
+  Service service(kBatch, 2 * (num_samples + 40) + kPageSize);
+  const OwnStream stream;
+  const Stream on{stream.get()};
+  const auto tokens = [](const Buffer& buffer, int heads) {
+    return TensorView::contiguous(buffer.data(), DType::kBFloat16, {kBatch, heads, kHeadDim},
+                                  cuda(0));
+  };
+  const std::int64_t bytes = kBatch * kHeadDim * 2;
+  const Buffer k(bytes * kKvHeads), v(bytes * kKvHeads), q(bytes * kQoHeads), out(bytes * kQoHeads);
+  for (const Buffer* buffer : {&k, &v, &q}) {
+    fill_normal(buffer->data(), buffer->num_bytes() / 2, 3, stream.get());
+  }
+  const auto q_indptr = service.q_indptr(1);
+  BatchAttention eager(service.manager(), options());
+  PlanCapacity capacity;
+  capacity.max_sequences = capacity.max_q_tokens = kBatch;
+  capacity.max_q_len = 1;
+  capacity.max_pages = service.manager().config().num_pages;
+  BatchAttention captured(service.manager(), options(), capacity);
+  const auto launch = [&](const BatchAttention& attention) {
+    attention.append_kv(tokens(k, kKvHeads), tokens(v, kKvHeads), 0, on);
+    attention.run(tokens(q, kQoHeads), tokens(out, kQoHeads), {}, 0, on);
+  };
+  const auto advance = [&](BatchAttention& attention) {
+    service.sequences().allocate_decoding(service.ids(), on);
+    attention.plan(service.pack(), q_indptr, {}, on);
+  };
+  advance(captured);
+  const Graph graph(stream.get(), [&] { launch(captured); });
+
+  const auto step = [&](const std::string& name, const std::function<void()>& call) {
+    HostResult result;
+    result.name = "decode step, batch 256, " + name;
+    result.contenders["seqattn"] = measure_host(num_samples, call, [&] { stream.wait(); });
+    result.goals.push_back({"<= 80 us", result.contenders["seqattn"].median_us, kLimit, false});
+    return result;
+  };
+  return {step("one layer launched", [&] { advance(eager), launch(eager); }),
+          step("graph launched", [&] { advance(captured), graph.launch(stream.get()); })};
+}
+
+}  // namespace
+
+std::vector<HostResult> measure_host_costs(int num_samples, bool with_flashinfer) {
+  std::vector<HostResult> results{
+      plan_cost("plan, decode, batch 256", 256, 1, 40, num_samples, with_flashinfer),
+      plan_cost("plan, decode, batch 1024", 1024, 1, 0, num_samples, with_flashinfer),
+      plan_cost("plan, prefill, 256 x 512", 256, 512, 250, num_samples, with_flashinfer)};
+  for (HostResult& result : step_costs(num_samples)) results.push_back(std::move(result));
+  return results;
+}
+
+}  // namespace seqattn::bench
