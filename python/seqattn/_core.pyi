@@ -2,7 +2,7 @@
 The C++ library seqattn as a Python module; use it through the package seqattn.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, SupportsIndex
 
 import numpy
@@ -19,9 +19,15 @@ class FreePages:
 
     def __len__(self) -> int: ...
 
-    def __contains__(self, page: SupportsIndex) -> bool: ...
+    def __contains__(self, page: object) -> bool: ...
 
-    def __getitem__(self, index: SupportsIndex) -> int: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> Any:
+        """A page, or the list of the pages of a slice."""
+
+    def __eq__(self, other: object, /) -> bool:
+        """
+        Whether a list, or what is free in another pool, holds the same pages in this order.
+        """
 
     def __iter__(self) -> Iterator[int]: ...
 
@@ -85,8 +91,21 @@ class PagePool:
     def release_pages(self, page_indices: Iterable[int]) -> None:
         """The same as unref."""
 
+    def set_reclaimer(self, reclaimer: Callable[[int], bool] | None) -> None:
+        """
+        Has a callable asked for pages when the pool falls short, as a prefix cache can give some up; None removes it.
+
+        reclaimer(num_pages) either makes at least that many more pages free, by unref, and returns True; or changes nothing and returns False. It may not call a descriptor of this pool, nor allocate: those raise Error. What it raises comes out of the call that fell short, which then has changed nothing.
+        """
+
     def check_invariants(self) -> None:
         """Raises Error naming the first violated invariant."""
+
+    @property
+    def id(self) -> int:
+        """
+        A number that no other pool of this process has; FlashInferPackedData.pool_id is it.
+        """
 
     def __repr__(self) -> str: ...
 
@@ -159,6 +178,16 @@ class PagedKVCacheManager:
     def release_pages(self, page_indices: Iterable[int]) -> None:
         """The same as unref."""
 
+    def set_reclaimer(self, reclaimer: Callable[[int], bool] | None) -> None:
+        """
+        Has a callable asked for pages when the pool falls short, as a prefix cache can give some up; None removes it.
+
+        reclaimer(num_pages) either makes at least that many more pages free, by unref, and returns True; or changes nothing and returns False. It may not call a descriptor of this pool, nor allocate: those raise Error. What it raises comes out of the call that fell short, which then has changed nothing.
+        """
+
+    def check_invariants(self) -> None:
+        """Raises Error naming the first violated invariant."""
+
     @property
     def num_heads(self) -> int:
         """KV heads."""
@@ -198,6 +227,10 @@ class PagedKVCacheManager:
         """As key_cache, with head_dim_v."""
 
     @property
+    def pool(self) -> PagePool:
+        """The pool that the manager's pages come from."""
+
+    @property
     def bytes_per_page(self) -> int:
         """Bytes of keys and values that one page takes, over all layers."""
 
@@ -216,7 +249,7 @@ class PagedKVCacheManager:
         New arrays with tokens [first, first + count) of the sequence with these pages: keys [count, num_heads, head_dim] and values [count, num_heads, head_dim_v].
         """
 
-    def copy_pages(self, copies: Any) -> None:
+    def copy_pages(self, copies: Iterable[tuple[SupportsIndex, SupportsIndex]]) -> None:
         """
         Copies pages (source, target) in every layer, in order.
 
@@ -230,6 +263,8 @@ class FlashInferPackedData:
     A batch as CSR arrays, the form that paged attention kernels read. Immutable.
 
     Made by CacheDescriptor.pack_for_flashinfer, or from arrays or lists in host memory (tensor.cpu()). Raises InvalidArgumentError unless kv_page_indptr starts at 0, never falls and ends at the number of indices, and kv_last_page_len is positive where a row has pages and 0 where it has none.
+
+    Data that a descriptor packed is tied to its pool (pool_id): the pages must be live there. Copies are tied to it too; what comes out of a pickle is tied to none, as arrays of the caller's own are, and lies in host memory.
     """
 
     def __init__(self, kv_page_indices: Iterable[int], kv_page_indptr: Iterable[int], kv_last_page_len: Iterable[int]) -> None: ...
@@ -254,6 +289,23 @@ class FlashInferPackedData:
     def batch_size(self) -> int:
         """Rows."""
 
+    @property
+    def pool_id(self) -> int:
+        """
+        PagePool.id of the pool whose descriptor packed this, or 0 for the caller's own arrays.
+        """
+
+    def kv_len(self, row: SupportsIndex, page_size: SupportsIndex) -> int:
+        """
+        The tokens of a row. Raises InvalidArgumentError for a row that is not there.
+        """
+
+    def __copy__(self) -> FlashInferPackedData: ...
+
+    def __deepcopy__(self, memo: Any) -> FlashInferPackedData: ...
+
+    def __reduce__(self) -> tuple[Any, ...]: ...
+
     def to_device(self, device: Any, non_blocking: bool = True) -> FlashInferPackedData:
         """
         A copy whose three arrays lie on the device: torch tensors, as FlashInfer's wrappers take them, or CuPy arrays.
@@ -273,6 +325,8 @@ class CacheDescriptor:
     Sequences and the pages that hold them.
 
     Batch calls handle ids in order, as if one call were made for each, but all or nothing: a call that raises has changed nothing. A page with a count above 1 is never written: when a sequence whose last, partly filled page is shared grows, the page is replaced by a copy.
+
+    seq_id_to_data: sequences to start with, taking over references that the caller holds, as adopt does.
     """
 
     def __init__(self, cache_manager: PagedKVCacheManager | PagePool, seq_id_to_data: Mapping[int, seqattn._types.SequenceData] | None = None) -> None: ...
@@ -350,9 +404,14 @@ class CacheDescriptor:
     def seq_ids(self) -> list[int]:
         """The ids, in no particular order."""
 
-    def contains(self, seq_id: SupportsIndex) -> bool: ...
+    def contains(self, seq_id: SupportsIndex) -> bool:
+        """Whether the descriptor holds this sequence."""
 
-    def __contains__(self, seq_id: SupportsIndex) -> bool: ...
+    def __contains__(self, seq_id: object) -> bool:
+        """The same, and false for what is no id at all."""
+
+    def __iter__(self) -> Iterator[int]:
+        """The ids of seq_ids(), as they are now."""
 
     def __len__(self) -> int: ...
 
@@ -368,7 +427,7 @@ class BatchAttention:
     """
     Attention of a ragged batch over a paged cache: prefill, chunked prefill, decode and any mixture.
 
-    `plan` once a step; then, for each layer, `append_kv` and `run`. num_qo_heads: a multiple of the cache's num_heads. window_left: a query sees no more than that many keys before its own position, -1 = all. sm_scale: 1 / sqrt(head_dim) unless given. logits_soft_cap: logits become cap * tanh(logit / cap), 0 = no cap. num_threads: 0 = all. max_sequences, max_q_tokens, max_q_len (of one sequence), max_pages: the largest batch, 0 = no limit; with max_q_tokens, tensors of tokens may have that many rows, of which the batch's come first.
+    `plan` once a step; then, for each layer, `append_kv` and `run`. num_qo_heads: a multiple of the cache's num_heads; query head h reads KV head h // (num_qo_heads // num_heads). causal: query j of a row sees the keys up to its own position, kv_len - q_len + j. window_left: a query sees no more than that many keys before its own position, -1 = all. sm_scale: 1 / sqrt(head_dim) unless given. logits_soft_cap: logits become cap * tanh(logit / cap), 0 = no cap. num_threads: 0 = all. max_sequences, max_q_tokens, max_q_len (of one sequence), max_pages: the largest batch, 0 = no limit; with max_q_tokens, tensors of tokens may have that many rows, of which the batch's come first.
 
     CUDA graphs: an object with max_sequences, max_q_tokens and max_pages (max_q_len too, where sequences bring few queries each) keeps its buffers, so that what is captured once serves every later plan. Call plan, append_kv and run once to warm up, then capture append_kv and run of all layers with tensors of max_q_tokens rows:
 
@@ -381,21 +440,25 @@ class BatchAttention:
 
     def __init__(self, cache_manager: PagedKVCacheManager, num_qo_heads: SupportsIndex, *, causal: bool = True, window_left: SupportsIndex = -1, sm_scale: float | None = None, logits_soft_cap: float = 0.0, num_threads: SupportsIndex = 0, max_sequences: SupportsIndex = 0, max_q_tokens: SupportsIndex = 0, max_q_len: SupportsIndex = 0, max_pages: SupportsIndex = 0) -> None: ...
 
-    def plan(self, flashinfer_data: FlashInferPackedData, qo_indptr: Iterable[int], mask: Any | None = None) -> None:
+    def plan(self, flashinfer_data: FlashInferPackedData, qo_indptr: Iterable[int], mask: Any = None) -> None:
         """
         Validates the batch and prepares it for every layer.
 
-        qo_indptr [batch_size + 1]: row i asks with queries qo_indptr[i] .. qo_indptr[i + 1], the last positions of its keys. mask: a list of one bool or uint8 [q_len, kv_len] array a row, or all of them in one flat array; 0 hides the key from the query. Good until a planned page is freed. Raises InvalidArgumentError, leaving the previous plan in place. Leaves the GIL.
+        qo_indptr [batch_size + 1]: row i asks with queries qo_indptr[i] .. qo_indptr[i + 1], the last q_len positions of its kv_len keys: with causal a row may not have more queries than keys, unless it has no keys at all. mask: a list of one bool or uint8 [q_len, kv_len] array a row, or all of them in one flat array; 0 hides the key from the query, on top of causal and window_left. Good until a planned page is freed. Raises InvalidArgumentError, leaving the previous plan in place. Leaves the GIL.
         """
 
     def append_kv(self, keys: Any, values: Any, layer: SupportsIndex = 0) -> None:
         """
-        Writes the planned batch's new tokens, as many as its queries. Leaves the GIL.
+        Writes the planned batch's new tokens, as many as its queries.
+
+        keys [total_q_tokens, num_heads, head_dim] and values [.., head_dim_v], in the cache's dtype or float32. Raises InvalidArgumentError, having written nothing, without a plan, for tensors of another shape, dtype or device, pages that are free or shared. Leaves the GIL.
         """
 
     def run(self, q: Any, out: Any = None, return_lse: bool = False, sink_logits: Any = None, layer: SupportsIndex = 0, lse: Any = None) -> Any:
         """
         q [total_q_tokens, num_qo_heads, head_dim] -> out [.., head_dim_v], in q's dtype unless given.
+
+        q and out, each: the cache's dtype or float32. A query that sees no key gives 0 and an LSE of -inf (with sink_logits: 0 and the sink's logit). With max_q_tokens, rows behind the batch's are not written: those of a new out hold whatever its memory held.
 
         Returns out, or (out, lse) with return_lse or lse: float32 [total_q_tokens, num_qo_heads], the natural log of the sum of exp(logits). sink_logits: float32 [num_qo_heads], one logit a head that joins the softmax denominator. Raises InvalidArgumentError without a plan, for tensors of another shape, dtype or device, a read-only output. Leaves the GIL.
         """
@@ -405,24 +468,60 @@ class BatchAttention:
         """The manager."""
 
     @property
+    def kernel_name(self) -> str:
+        """The path that was chosen, "cpu-avx3-float16"."""
+
+    @property
+    def num_q_tokens(self) -> int:
+        """Queries of the present plan, 0 before the first."""
+
+    def __repr__(self) -> str: ...
+
+    @property
     def num_qo_heads(self) -> int:
         """Query heads."""
+
+    @property
+    def causal(self) -> bool:
+        """Whether a query sees no key behind its position."""
+
+    @property
+    def window_left(self) -> int:
+        """Keys seen before the own position; -1: all."""
+
+    @property
+    def logits_soft_cap(self) -> float:
+        """The cap of the logits; 0: none."""
+
+    @property
+    def num_threads(self) -> int:
+        """Threads of the CPU backend; 0: all."""
 
     @property
     def sm_scale(self) -> float:
         """The factor of q . k."""
 
     @property
-    def kernel_name(self) -> str:
-        """The path that was chosen, "cpu-avx3-float16"."""
+    def max_sequences(self) -> int:
+        """Sequences of the largest batch; 0: no limit."""
 
-    def __repr__(self) -> str: ...
+    @property
+    def max_q_tokens(self) -> int:
+        """Its queries; 0: no limit."""
 
-def merge_states(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any) -> tuple[Any, Any]:
+    @property
+    def max_q_len(self) -> int:
+        """The queries of one sequence; 0: no limit."""
+
+    @property
+    def max_pages(self) -> int:
+        """Its pages; 0: no limit."""
+
+def merge_states(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, out: Any = None, lse: Any = None) -> tuple[Any, Any]:
     """
     Merges attention over two disjoint sets of keys into attention over their union.
 
-    out_a, out_b [tokens, heads, dim]; lse_a, lse_b [tokens, heads], float32. Returns new (out, lse), out in out_a's dtype. A side with an LSE of -inf counts nothing. Raises InvalidArgumentError for tensors that do not agree.
+    out_a, out_b [tokens, heads, dim]; lse_a, lse_b [tokens, heads], float32. Returns (out, lse): those given, which may be the very arrays of a side, or new ones, out in out_a's dtype. A side with an LSE of -inf counts nothing. Raises InvalidArgumentError for tensors that do not agree. Leaves the GIL.
     """
 
 class HeadIDGenerator:

@@ -14,6 +14,10 @@ class UnknownSequenceError(Error, KeyError, ValueError):
 
     __str__ = Exception.__str__  # KeyError's own puts the message in quotes
 
+    def __init__(self, message: str = "", seq_id: object = None) -> None:
+        super().__init__(message)
+        self.seq_id = seq_id
+
 
 class NoPageError(Error):
     """The pool has fewer free pages than the call needs; `try_allocate` says so as a value."""

@@ -4,18 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
+from operator import index
+from typing import TYPE_CHECKING, NamedTuple
+
+from ._errors import UnknownSequenceError
 
 if TYPE_CHECKING:
     from ._core import CacheDescriptor
 
 
-@dataclass(slots=True)
+@dataclass(init=False, slots=True)
 class SequenceData:
-    """The pages of one sequence, in order, and the tokens on the last of them."""
+    """The pages of one sequence, in order, and the tokens on the last of them.
+
+    A copy of what a descriptor holds: assign a new one to `seq_id_to_data` to change a table.
+    """
 
     kv_page_indices: list[int]
     last_page_len: int
+
+    def __init__(self, kv_page_indices: list[int], last_page_len: int) -> None:
+        object.__setattr__(self, "kv_page_indices", kv_page_indices)
+        object.__setattr__(self, "last_page_len", last_page_len)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # Silence would be worse: the descriptor would not hear of it.
+        raise AttributeError(
+            f"SequenceData.{name}: got {value!r}; expected no change to a copy: assign a new SequenceData to "
+            "seq_id_to_data, or call allocate or truncate"
+        )
+
+    def __reduce__(self) -> tuple[type[SequenceData], tuple[list[int], int]]:
+        return SequenceData, (self.kv_page_indices, self.last_page_len)
 
 
 class PageCopy(NamedTuple):
@@ -53,8 +73,9 @@ class Stats:
 class SequenceMapping(MutableMapping[int, SequenceData]):
     """The sequences of a descriptor as a live mapping from id to `SequenceData`.
 
-    Reading gives a fresh `SequenceData`; assign to change a table. Assigning takes over references
-    that the caller holds (`CacheDescriptor.adopt`), deleting releases the sequence.
+    Reading gives a fresh `SequenceData`; assign to change a table. References move as in 0.0.2: assigning takes over
+    those that the caller holds (`CacheDescriptor.adopt`), and `del`, `pop` and `clear` leave the sequence's to the
+    caller, who calls `unref` with its pages. `CacheDescriptor.release` drops both. In no particular order.
     """
 
     __slots__ = ("_descriptor",)
@@ -63,19 +84,29 @@ class SequenceMapping(MutableMapping[int, SequenceData]):
         self._descriptor = descriptor
 
     def __getitem__(self, seq_id: int) -> SequenceData:
+        self._require(seq_id)
         return self._descriptor.sequence(seq_id)
 
     def __setitem__(self, seq_id: int, data: SequenceData) -> None:
-        full_pages = max(len(data.kv_page_indices) - 1, 0)
-        num_tokens = full_pages * self._descriptor.page_size + data.last_page_len
+        try:
+            full_pages = max(len(data.kv_page_indices) - 1, 0)
+            num_tokens = full_pages * self._descriptor.page_size + index(data.last_page_len)
+        except (AttributeError, TypeError):
+            raise TypeError(f"seq_id_to_data[{seq_id!r}]: got {data!r}; expected a SequenceData") from None
         self._descriptor.adopt(seq_id, data.kv_page_indices, num_tokens)
 
     def __delitem__(self, seq_id: int) -> None:
-        self._descriptor.length(seq_id)  # raises for an unknown id, which release ignores
+        self._require(seq_id)
+        self._descriptor.adopt(seq_id, [], 0)  # an empty table: the references are the caller's again
         self._descriptor.release([seq_id])
 
     def __contains__(self, seq_id: object) -> bool:
-        return isinstance(seq_id, SupportsIndex) and seq_id in self._descriptor
+        return seq_id in self._descriptor
+
+    def _require(self, seq_id: object) -> None:
+        """Also for what no id can be, which dict too calls a key that is not there."""
+        if seq_id not in self._descriptor:
+            raise UnknownSequenceError(f"Sequence ID {seq_id!r} not found in cache descriptor", seq_id)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._descriptor.seq_ids())

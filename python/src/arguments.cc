@@ -40,6 +40,7 @@ std::vector<T> ints_of_array(const IntArray& array, std::string_view name) {
           name, ": got data on a device; expected host memory: pass its host copy, tensor.cpu()");
   require(array.ndim() == 1, name, ": got ", array.ndim(), " dimensions; expected 1");
   std::vector<T> out;
+  if (array.shape(0) == 0) return out;  // numpy.array([]) is one of floats
   const auto is = [dtype = array.dtype()](nb::dlpack::dtype other) { return dtype == other; };
   if (is(nb::dtype<std::int32_t>())) {
     copy_ints<std::int32_t>(array, name, out);
@@ -58,7 +59,8 @@ std::vector<T> ints_of_array(const IntArray& array, std::string_view name) {
   } else if (is(nb::dtype<std::uint64_t>())) {
     copy_ints<std::uint64_t>(array, name, out);
   } else {
-    throw_type_error(concat(name, ": got an array that does not hold integers"));
+    throw_type_error(concat(name, ": got an array of ", dtype_name(array.dtype()),
+                            "; expected one of integers"));
   }
   return out;
 }
@@ -85,22 +87,35 @@ std::vector<T> ints_of_iterable(nb::handle list, std::string_view name) {
 
 void throw_type_error(const std::string& message) { nb::raise_type_error("%s", message.c_str()); }
 
-std::string class_name(nb::handle object) { return nb::cast<std::string>(nb::inst_name(object)); }
+std::string class_name(nb::handle object) {
+  return object.is_none() ? "None" : nb::cast<std::string>(nb::inst_name(object));
+}
+
+std::optional<std::int64_t> as_int64(nb::handle number) {
+  if (!PyIndex_Check(number.ptr())) return {};
+  const nb::object index = nb::steal(PyNumber_Index(number.ptr()));
+  if (!index.is_valid()) nb::raise_python_error();
+  int overflow = 0;
+  const long long value = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
+  if (overflow != 0) return {};
+  return value;
+}
 
 std::int64_t to_int64(nb::handle number, std::string_view name) {
   if (!PyIndex_Check(number.ptr())) {
     throw_type_error(concat(name, ": got ", class_name(number), "; expected an integer"));
   }
-  const nb::object index = nb::steal(PyNumber_Index(number.ptr()));
-  if (!index.is_valid()) nb::raise_python_error();
-  int overflow = 0;
-  const long long value = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
-  require(overflow == 0, name, ": got a number beyond 64 bits; expected one that fits");
-  return value;
+  const std::optional<std::int64_t> value = as_int64(number);
+  require(value.has_value(), name, ": got a number beyond 64 bits; expected one that fits");
+  return *value;
 }
 
 template <class T>
 std::vector<T> to_ints(nb::handle list, std::string_view name) {
+  // Bytes would be read as numbers, and a set has no order to go by.
+  if (PyBytes_Check(list.ptr()) || PyByteArray_Check(list.ptr()) || PyAnySet_Check(list.ptr())) {
+    throw_type_error(concat(name, ": got ", class_name(list), "; expected a list of integers"));
+  }
   const bool is_plain = PyList_CheckExact(list.ptr()) || PyTuple_CheckExact(list.ptr());
   IntArray array;
   if (!is_plain && nb::ndarray_check(list) &&
@@ -112,7 +127,12 @@ std::vector<T> to_ints(nb::handle list, std::string_view name) {
 template std::vector<std::int32_t> to_ints(nb::handle, std::string_view);
 template std::vector<std::int64_t> to_ints(nb::handle, std::string_view);
 
-KVLayout to_kv_layout(std::string_view name) {
+KVLayout to_kv_layout(nb::handle layout_name) {
+  if (!nb::isinstance<nb::str>(layout_name)) {
+    throw_type_error(
+        concat("kv_layout: got ", class_name(layout_name), "; expected \"NHD\" or \"HND\""));
+  }
+  const auto name = nb::cast<std::string>(layout_name);
   for (const KVLayout layout : {KVLayout::kNHD, KVLayout::kHND}) {
     if (name == to_string(layout)) return layout;
   }

@@ -5,6 +5,7 @@
 #include <concepts>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -19,16 +20,15 @@ namespace seqattn::python {
 namespace nb = nanobind;
 
 inline bool is_anything(PyObject*) { return true; }
-inline bool is_int_or_none(PyObject* o) { return o == Py_None || PyIndex_Check(o); }
 
 // Arguments of the bound functions, named as the stubs print them. They are converted by the
 // functions below, which say what is wrong with a value where nanobind would only say that some
 // argument is.
 class Int : public nb::object {
-  NB_OBJECT_DEFAULT(Int, nb::object, "typing.SupportsIndex", PyIndex_Check)
+  NB_OBJECT_DEFAULT(Int, nb::object, "typing.SupportsIndex", is_anything)
 };
 class OptionalInt : public nb::object {
-  NB_OBJECT_DEFAULT(OptionalInt, nb::object, "typing.SupportsIndex", is_int_or_none)
+  NB_OBJECT_DEFAULT(OptionalInt, nb::object, "typing.SupportsIndex", is_anything)
 };
 class Ints : public nb::object {
   NB_OBJECT_DEFAULT(Ints, nb::object, "collections.abc.Iterable[int]", is_anything)
@@ -58,6 +58,9 @@ std::string class_name(nb::handle object);
 // Throws InvalidArgumentError for a number that 64 bits do not hold, TypeError for what is none.
 std::int64_t to_int64(nb::handle number, std::string_view name);
 
+// The number, or nothing for one that 64 bits do not hold and for what is none.
+std::optional<std::int64_t> as_int64(nb::handle number);
+
 template <std::signed_integral T>
 T narrow(std::int64_t number, std::string_view name) {
   require(number >= std::numeric_limits<T>::min() && number <= std::numeric_limits<T>::max(), name,
@@ -69,7 +72,8 @@ inline int to_int(nb::handle number, std::string_view name) {
   return narrow<int>(to_int64(number, name), name);
 }
 
-// A list, tuple, integer array of any framework in host memory, or any other iterable of integers.
+// A list, tuple, integer array of any framework in host memory, or any other iterable of integers
+// that has an order and is no text or bytes. An array without elements is good whatever its dtype.
 // Throws InvalidArgumentError for numbers that do not fit, arrays of another rank or on a device;
 // TypeError for what is no list of integers.
 template <class T>
@@ -77,8 +81,8 @@ std::vector<T> to_ints(nb::handle list, std::string_view name);
 extern template std::vector<std::int32_t> to_ints(nb::handle, std::string_view);
 extern template std::vector<std::int64_t> to_ints(nb::handle, std::string_view);
 
-// "HND" and "NHD"; InvalidArgumentError for others.
-KVLayout to_kv_layout(std::string_view name);
+// "HND" and "NHD"; InvalidArgumentError for other strings, TypeError for what is none.
+KVLayout to_kv_layout(nb::handle name);
 
 // A string, an int (the index of a CUDA device) or an object with `type` and `index`, such as
 // torch's. "cuda" alone is the current device of torch or CuPy.

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -33,6 +34,18 @@ using Array = Any;  // an array argument, and None where it is optional
 
 enum class Access { kRead, kWrite };
 
+// The dtypes that an array argument accepts besides float32.
+struct Accepts {
+  bool float16 = false, bfloat16 = false;
+};
+inline constexpr Accepts kFloat32Only{}, kEveryFloat{true, true};
+constexpr Accepts with_float32(DType dtype) {
+  return {dtype == DType::kFloat16, dtype == DType::kBFloat16};
+}
+
+// "float32", "uint16": the name of any dtype.
+std::string dtype_name(nb::dlpack::dtype dtype);
+
 // A borrowed tensor of the caller's, held for as long as this object lives. To be made and
 // destroyed with the GIL.
 struct Import {
@@ -40,18 +53,18 @@ struct Import {
   TensorView view;
 };
 
-// Throws TypeError for what is no array, InvalidArgumentError for a dtype that is none of float32,
-// float16 and bfloat16 (or its bits as uint16), UnsupportedError for an unknown device, and
+// Throws TypeError for what is no array, InvalidArgumentError for a dtype that is not accepted (for
+// bfloat16 its bits as uint16 are), UnsupportedError for an unknown device, and
 // InvalidArgumentError for a read-only array that would be written. `name` opens the message.
 //
 // Torch's tensors cross without a word to any stream. Other arrays on a device are handed over for
 // `framework`'s current stream there, as DLPack has it: a producer that works on another stream
 // makes that one wait.
-Import import_array(nb::handle object, std::string_view name, Framework framework,
+Import import_array(nb::handle object, std::string_view name, Framework framework, Accepts accepts,
                     Access access = Access::kRead);
 // "No tensor" for None.
 Import import_optional(nb::handle object, std::string_view name, Framework framework,
-                       Access access = Access::kRead);
+                       Accepts accepts, Access access = Access::kRead);
 // What nanobind imports best in the object's stead, as import_array does it.
 nb::object importable(nb::handle object, Framework framework);
 

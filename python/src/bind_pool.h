@@ -43,9 +43,12 @@ void bind_pool_members(nb::class_<T>& cls) {
       .def(
           "allocate",
           [](const T& self, const Int& num_pages) {
-            return self.page_pool().allocate(to_int64(num_pages, "num_pages"));
+            const std::int64_t count = to_int64(num_pages, "num_pages");
+            reclaimer_of(self).require_idle();
+            return self.page_pool().allocate(count);
           },
-          "num_pages"_a,
+          "num_pages"_a.none(),
+          nb::sig("def allocate(self, num_pages: typing.SupportsIndex) -> list[int]"),
           "Takes pages from the front of the free list, each with a count of 1.\n\n"
           "Raises InvalidArgumentError for a negative number, NoPageError when fewer are free.")
       .def(
@@ -53,7 +56,8 @@ void bind_pool_members(nb::class_<T>& cls) {
           [](const T& self, const Ints& pages) {
             self.page_pool().ref(to_ints<PageId>(pages, "page_indices"));
           },
-          "page_indices"_a,
+          "page_indices"_a.none(),
+          nb::sig("def ref(self, page_indices: collections.abc.Iterable[int]) -> None"),
           "Adds one reference for every listed page; a page listed twice counts twice.\n\n"
           "Raises InvalidArgumentError, having changed nothing, for a free or unknown page.")
       .def(
@@ -61,7 +65,8 @@ void bind_pool_members(nb::class_<T>& cls) {
           [](const T& self, const Ints& pages) {
             self.page_pool().unref(to_ints<PageId>(pages, "page_indices"));
           },
-          "page_indices"_a,
+          "page_indices"_a.none(),
+          nb::sig("def unref(self, page_indices: collections.abc.Iterable[int]) -> None"),
           "Drops one reference for every listed page; a page whose count falls to 0 is free.\n\n"
           "Raises InvalidArgumentError, having changed nothing, for a free or unknown page, or a "
           "count that would fall below 0.")
@@ -70,7 +75,26 @@ void bind_pool_members(nb::class_<T>& cls) {
           [](const T& self, const Ints& pages) {
             self.page_pool().release_pages(to_ints<PageId>(pages, "page_indices"));
           },
-          "page_indices"_a, "The same as unref.");
+          "page_indices"_a.none(),
+          nb::sig("def release_pages(self, page_indices: collections.abc.Iterable[int]) -> None"),
+          "The same as unref.")
+      .def(
+          "set_reclaimer",
+          [](const T& self, const Any& reclaimer) {
+            reclaimer_of(self).set(reclaimer, self.page_pool());
+          },
+          "reclaimer"_a.none(),
+          nb::sig("def set_reclaimer(self, reclaimer: collections.abc.Callable[[int], bool] | "
+                  "None) -> None"),
+          "Has a callable asked for pages when the pool falls short, as a prefix cache can give "
+          "some up; None removes it.\n\n"
+          "reclaimer(num_pages) either makes at least that many more pages free, by unref, and "
+          "returns True; or changes nothing and returns False. It may not call a descriptor of "
+          "this pool, nor allocate: those raise Error. What it raises comes out of the call that "
+          "fell short, which then has changed nothing.")
+      .def(
+          "check_invariants", [](const T& self) { self.page_pool().check_invariants(); },
+          "Raises Error naming the first violated invariant.");
 }
 
 }  // namespace seqattn::python

@@ -8,6 +8,7 @@
 
 #include "arrays.h"
 #include "device_arrays.h"
+#include "reclaimer.h"
 #include "seqattn/batch_attention.h"
 #include "seqattn/cache_descriptor.h"
 #include "seqattn/packed_data.h"
@@ -19,7 +20,10 @@
 namespace seqattn::python {
 
 struct Pool {
-  std::unique_ptr<PagePool> pool;
+  nb::object manager;                            // the Manager whose pool this is; else not set
+  std::unique_ptr<CallableReclaimer> reclaimer;  // of a pool of its own, like `own`
+  std::unique_ptr<PagePool> own;
+  PagePool* pool;
   PagePool& page_pool() const { return *pool; }
 };
 
@@ -29,6 +33,7 @@ struct Manager {
   nb::object keys, values;      // what holds the cache where that is the caller's or torch's; else
                                 // not set
   std::vector<Import> imports;  // the same, as the manager points at it
+  std::unique_ptr<CallableReclaimer> reclaimer = std::make_unique<CallableReclaimer>();
   std::unique_ptr<PagedKVCacheManager> manager;
   PagePool& page_pool() const { return manager->pool(); }
   Device place() const { return manager->config().device; }
@@ -45,6 +50,12 @@ struct Descriptor {
   nb::object owner;  // the Manager or the Pool
   Framework framework = Framework::kNumpy;
   std::unique_ptr<CacheDescriptor> descriptor;
+  const CallableReclaimer* reclaimer = nullptr;  // of the pool
+  // For every call but those of the garbage collector.
+  CacheDescriptor& sequences() const {
+    reclaimer->require_idle();
+    return *descriptor;
+  }
   Stream stream() const {
     const PagedKVCacheManager* const manager = descriptor->manager();
     return manager == nullptr ? Stream{} : current_stream(framework, manager->config().device);
@@ -59,12 +70,21 @@ struct Attention {
   mutable std::shared_mutex mutex;
 };
 
+// The reclaimer of a pool, wherever it lives.
+inline CallableReclaimer& reclaimer_of(const Manager& self) { return *self.reclaimer; }
+inline CallableReclaimer& reclaimer_of(const Pool& self) {
+  return self.reclaimer ? *self.reclaimer : *nb::cast<Manager&>(self.manager).reclaimer;
+}
+
 // Each adds its classes to the module.
 void bind_pool(nb::module_& m);
 void bind_manager(nb::module_& m);
 void bind_packed_data(nb::module_& m);
 void bind_descriptor(nb::module_& m);
 void bind_attention(nb::module_& m);
+
+// Throws TypeError for what is none.
+const PackedData& to_packed_data(nb::handle flashinfer_data);
 
 // A list of PageCopy (seqattn/_types.py), and a list of those or of plain pairs.
 nb::list from_page_copies(const std::vector<PageCopy>& copies);

@@ -35,7 +35,8 @@ NewArray new_device_array(Framework framework, Device device, DType dtype,
                           ListView<std::int64_t> shape) {
   nb::object array = from_device_module("empty")(framework == Framework::kTorch, to_tuple(shape),
                                                  to_name(dtype), device.index);
-  const TensorView view = import_array(array, "new array", framework, Access::kWrite).view;
+  const TensorView view =
+      import_array(array, "new array", framework, kEveryFloat, Access::kWrite).view;
   return {std::move(array), view};
 }
 

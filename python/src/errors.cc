@@ -30,7 +30,7 @@ void translate(const std::exception_ptr& exception, void*) {
   } catch (const InvalidArgumentError& e) {
     raise("InvalidArgumentError", "(s)", e.what());
   } catch (const UnknownSequenceError& e) {
-    raise("UnknownSequenceError", "(s)", e.what());
+    raise("UnknownSequenceError", "sL", e.what(), static_cast<long long>(e.seq_id()));
   } catch (const UnsupportedError& e) {
     raise("UnsupportedError", "(s)", e.what());
   } catch (const BackendError& e) {

@@ -17,28 +17,30 @@ bool is_jax_array(nb::handle object) {
   return module.starts_with("jax");
 }
 
-std::string dtype_name(nb::dlpack::dtype dtype) {
-  using Code = nb::dlpack::dtype_code;
-  const auto named = [&](const char* name) { return name + std::to_string(dtype.bits); };
-  switch (static_cast<Code>(dtype.code)) {
-    case Code::Int:
-      return named("int");
-    case Code::UInt:
-      return named("uint");
-    case Code::Float:
-      return named("float");
-    case Code::Bfloat:
-      return named("bfloat");
-    case Code::Complex:
-      return named("complex");
-    case Code::Bool:
-      return "bool";
-    default:
-      return "DLPack type code " + std::to_string(dtype.code);
+// Why a tensor of torch or an array of numpy does not come across, where that can be told.
+std::string reason_of(nb::handle object) {
+  const auto text = [&](const char* attribute) {
+    return nb::cast<std::string>(nb::str(nb::getattr(object, attribute, nb::str(""))));
+  };
+  if (is_torch_tensor(object)) {
+    if (text("layout") != "torch.strided") {
+      return "a tensor of layout " + text("layout") + "; expected a dense one: tensor.to_dense()";
+    }
+    if (text("device") == "meta") return "a tensor on device meta, which holds no data";
   }
+  const nb::object dtype = nb::getattr(object, "dtype", nb::none());
+  const nb::object is_native = nb::getattr(dtype, "isnative", nb::none());
+  if (is_native.is(Py_False)) {
+    return "an array of dtype " + nb::cast<std::string>(nb::str(dtype)) +
+           "; expected the byte order of this machine: "
+           "array.astype(array.dtype.newbyteorder(\"=\"))";
+  }
+  return {};
 }
 
 [[noreturn]] void throw_no_array(nb::handle object, std::string_view name) {
+  const std::string reason = reason_of(object);
+  if (!reason.empty()) throw_type_error(concat(name, ": got ", reason));
   throw_type_error(concat(name, ": got ", class_name(object),
                           "; expected an array of numpy, torch, JAX, CuPy or any other that "
                           "exports it by DLPack or the buffer protocol"));
@@ -58,6 +60,9 @@ void set_open_strides(TensorView& view) {
 ReadOnlyArray import_with(nb::handle object, std::string_view name, Framework framework,
                           Access access) {
   if (!nb::ndarray_check(object)) throw_no_array(object, name);
+  // Its memory holds the numbers with the other sign.
+  require(!is_torch_tensor(object) || !nb::cast<bool>(object.attr("is_neg")()), name,
+          ": got a torch tensor with the negative bit; expected tensor.resolve_neg()");
   const nb::object source = importable(object, framework);
   ReadOnlyArray array;
   if (access == Access::kRead) {
@@ -89,6 +94,14 @@ bool is_in_host_memory(const ReadOnlyArray& array) {
          array.device_type() == nb::device::cuda_host::value;
 }
 
+const char* names_of(Accepts accepts) {
+  if (accepts.float16 && accepts.bfloat16) {
+    return "float32, float16 or bfloat16 (its bits as uint16 will do)";
+  }
+  if (accepts.bfloat16) return "float32 or bfloat16 (its bits as uint16 will do)";
+  return accepts.float16 ? "float32 or float16" : "float32";
+}
+
 void append_row(const std::uint8_t* row, std::int64_t size, std::int64_t stride,
                 std::vector<std::uint8_t>& out) {
   for (std::int64_t i = 0; i < size; ++i) out.push_back(row[i * stride]);
@@ -96,9 +109,32 @@ void append_row(const std::uint8_t* row, std::int64_t size, std::int64_t stride,
 
 }  // namespace
 
+std::string dtype_name(nb::dlpack::dtype dtype) {
+  using Code = nb::dlpack::dtype_code;
+  const auto named = [&](const char* name) { return name + std::to_string(dtype.bits); };
+  switch (static_cast<Code>(dtype.code)) {
+    case Code::Int:
+      return named("int");
+    case Code::UInt:
+      return named("uint");
+    case Code::Float:
+      return named("float");
+    case Code::Bfloat:
+      return named("bfloat");
+    case Code::Complex:
+      return named("complex");
+    case Code::Bool:
+      return "bool";
+    default:
+      return "DLPack type code " + std::to_string(dtype.code);
+  }
+}
+
 DType to_dtype(nb::handle dtype) {
   std::string name;
-  if (is_torch_dtype(dtype)) {
+  if (dtype.is_none()) {  // which is float64 to numpy
+    throw_type_error("dtype: got None; expected a torch or numpy dtype or a name, \"float16\"");
+  } else if (is_torch_dtype(dtype)) {
     name = nb::cast<std::string>(nb::str(dtype)).substr(std::string_view("torch.").size());
   } else if (nb::isinstance<nb::str>(dtype)) {
     name = nb::cast<std::string>(nb::str(dtype));
@@ -119,7 +155,8 @@ DType to_dtype(nb::handle dtype) {
       concat("dtype: got ", name, "; expected float32, float16 or bfloat16"));
 }
 
-Import import_array(nb::handle object, std::string_view name, Framework framework, Access access) {
+Import import_array(nb::handle object, std::string_view name, Framework framework, Accepts accepts,
+                    Access access) {
   Import result{import_with(object, name, framework, access), {}};
   nb::dlpack::dltensor tensor = tensor_of(result.array);
   if (tensor.dtype == nb::dtype<std::uint16_t>()) {
@@ -128,10 +165,11 @@ Import import_array(nb::handle object, std::string_view name, Framework framewor
   using Code = nb::dlpack::dtype_code;
   const auto code = static_cast<Code>(tensor.dtype.code);
   const int bits = tensor.dtype.bits;
-  require(tensor.dtype.lanes == 1 && ((code == Code::Float && (bits == 32 || bits == 16)) ||
-                                      (code == Code::Bfloat && bits == 16)),
-          name, ": got ", dtype_name(result.array.dtype()),
-          "; expected float32, float16 or bfloat16 (its bits as uint16 will do)");
+  const bool is_accepted = (code == Code::Float && bits == 32) ||
+                           (code == Code::Float && bits == 16 && accepts.float16) ||
+                           (code == Code::Bfloat && bits == 16 && accepts.bfloat16);
+  require(tensor.dtype.lanes == 1 && is_accepted, name, ": got ", dtype_name(result.array.dtype()),
+          "; expected ", names_of(accepts));
   require(tensor.ndim >= 1 && tensor.ndim <= TensorView::kMaxRank, name, ": got ", tensor.ndim,
           " dimensions; expected 1 to ", TensorView::kMaxRank);
   result.view = from_dlpack(tensor, access == Access::kRead);
@@ -140,8 +178,8 @@ Import import_array(nb::handle object, std::string_view name, Framework framewor
 }
 
 Import import_optional(nb::handle object, std::string_view name, Framework framework,
-                       Access access) {
-  return object.is_none() ? Import{} : import_array(object, name, framework, access);
+                       Accepts accepts, Access access) {
+  return object.is_none() ? Import{} : import_array(object, name, framework, accepts, access);
 }
 
 void append_mask(nb::handle object, std::string_view name, std::optional<MaskShape> expected,

@@ -6,6 +6,7 @@
 #include "arguments.h"
 #include "bind_pool.h"
 #include "classes.h"
+#include "collector.h"
 #include "storage.h"
 
 namespace seqattn::python {
@@ -14,28 +15,38 @@ namespace {
 using namespace nb::literals;
 
 void init(Manager* self, const Int& num_pages, const Int& page_size, const Int& num_heads,
-          const Int& head_dim, const Any& dtype, const Any& device, const std::string& kv_layout,
+          const Int& head_dim, const Any& dtype, const Any& device, const Any& kv_layout,
           const OptionalInt& head_dim_v, const Int& num_layers) {
   KVCacheConfig config;
   config.num_pages = to_int64(num_pages, "num_pages");
   config.page_size = to_int(page_size, "page_size");
   config.num_heads = to_int(num_heads, "num_heads");
   config.head_dim = to_int(head_dim, "head_dim");
-  config.head_dim_v = head_dim_v.is_none() ? 0 : to_int(head_dim_v, "head_dim_v");
+  if (!head_dim_v.is_none()) {
+    config.head_dim_v = to_int(head_dim_v, "head_dim_v");
+    // C++ has 0 for the keys' size; here that is what None says.
+    require(config.head_dim_v >= 1, "head_dim_v: got ", config.head_dim_v,
+            "; expected at least 1, or None for head_dim");
+  }
   config.num_layers = to_int(num_layers, "num_layers");
   config.dtype = to_dtype(dtype);
   config.device = to_device(device);
   config.kv_layout = to_kv_layout(kv_layout);
   const Framework framework = is_torch_dtype(dtype) ? Framework::kTorch : Framework::kNumpy;
-  Manager manager{framework, dtype, device, {}, {}, {}, {}};
+  Manager manager;
+  manager.framework = framework;
+  manager.dtype = dtype;
+  manager.device = device;
   make_storage(manager, config);
   new (self) Manager(std::move(manager));
 }
 
 void append_kv(const Manager& self, const Array& keys, const Array& values,
-               const PackedData& packed, const Ints& append_indptr, const Int& layer_index) {
-  const Import k = import_array(keys, "keys", self.framework);
-  const Import v = import_array(values, "values", self.framework);
+               const Any& flashinfer_data, const Ints& append_indptr, const Int& layer_index) {
+  const PackedData& packed = to_packed_data(flashinfer_data);
+  const Accepts accepts = with_float32(self.manager->config().dtype);
+  const Import k = import_array(keys, "keys", self.framework, accepts);
+  const Import v = import_array(values, "values", self.framework, accepts);
   const auto indptr = to_ints<std::int32_t>(append_indptr, "append_indptr_cpu");
   const int layer = to_int(layer_index, "layer");
   const Stream stream = self.stream();
@@ -94,6 +105,12 @@ void bind_attributes(nb::class_<Manager>& cls) {
       .def_prop_ro("value_cache", &value_cache, nb::sig("def value_cache(self) -> typing.Any"),
                    "As key_cache, with head_dim_v.")
       .def_prop_ro(
+          "pool",
+          [](const Manager& self) {
+            return Pool{nb::find(self), {}, {}, &self.page_pool()};
+          },
+          "The pool that the manager's pages come from.")
+      .def_prop_ro(
           "bytes_per_page", [](const Manager& self) { return self.manager->bytes_per_page(); },
           "Bytes of keys and values that one page takes, over all layers.");
 }
@@ -102,7 +119,7 @@ void bind_attributes(nb::class_<Manager>& cls) {
 
 void bind_manager(nb::module_& m) {
   nb::class_<Manager> cls(
-      m, "PagedKVCacheManager",
+      m, "PagedKVCacheManager", nb::type_slots(traverse_and_clear_slots<Manager>),
       "A page pool and its storage: keys and values of all layers under one page table.\n\n"
       "dtype: float32, float16 or bfloat16, as a torch or numpy dtype or a name. With a torch "
       "dtype every array that comes back is a torch tensor, else a numpy array.\n"
@@ -120,11 +137,18 @@ void bind_manager(nb::module_& m) {
       "imported before an array is asked for: its current stream (the default stream without it), "
       "and its arrays. Calls return before the device is done. Whoever uses several streams has to "
       "order them, also when pages that one of them used are reused.");
-  cls.def("__init__", &init, "num_pages"_a, "page_size"_a, "num_heads"_a, "head_dim"_a, "dtype"_a,
-          "device"_a, "kv_layout"_a = "NHD", nb::kw_only(), "head_dim_v"_a = nb::none(),
-          "num_layers"_a = 1);
-  cls.def_static("from_tensors", &from_tensors, "keys"_a, "values"_a, nb::kw_only(),
-                 "kv_layout"_a = "NHD",
+  cls.def("__init__", &init, "num_pages"_a.none(), "page_size"_a.none(), "num_heads"_a.none(),
+          "head_dim"_a.none(), "dtype"_a.none(), "device"_a.none(), "kv_layout"_a.none() = "NHD",
+          nb::kw_only(), "head_dim_v"_a = nb::none(), "num_layers"_a.none() = 1,
+          nb::sig("def __init__(self, num_pages: typing.SupportsIndex, page_size: "
+                  "typing.SupportsIndex, num_heads: typing.SupportsIndex, head_dim: "
+                  "typing.SupportsIndex, dtype: typing.Any, device: typing.Any, kv_layout: str = "
+                  "'NHD', *, head_dim_v: typing.SupportsIndex | None = None, num_layers: "
+                  "typing.SupportsIndex = 1) -> None"));
+  cls.def_static("from_tensors", &from_tensors, "keys"_a.none(), "values"_a.none(), nb::kw_only(),
+                 "kv_layout"_a.none() = "NHD",
+                 nb::sig("def from_tensors(keys: typing.Any, values: typing.Any, *, kv_layout: str "
+                         "= 'NHD') -> PagedKVCacheManager"),
                  "A manager over the caller's own tensors, one or a list of one a layer, shaped as "
                  "key_cache.\n\nThey are borrowed, held and never cleared; every page starts free. "
                  "Raises InvalidArgumentError for tensors that do not agree or are read-only.");
@@ -135,15 +159,19 @@ void bind_manager(nb::module_& m) {
          [](const Manager& self) { return nb::make_tuple(key_cache(self), value_cache(self)); },
          nb::sig("def get_memory_tensors(self) -> tuple[typing.Any, typing.Any]"),
          "(key_cache, value_cache).")
-      .def("append_kv", &append_kv, "keys"_a, "values"_a, "flashinfer_data"_a,
-           "append_indptr_cpu"_a, "layer"_a = 0,
+      .def("append_kv", &append_kv, "keys"_a.none(), "values"_a.none(), "flashinfer_data"_a.none(),
+           "append_indptr_cpu"_a.none(), "layer"_a.none() = 0,
+           nb::sig("def append_kv(self, keys: typing.Any, values: typing.Any, flashinfer_data: "
+                   "FlashInferPackedData, append_indptr_cpu: collections.abc.Iterable[int], layer: "
+                   "typing.SupportsIndex = 0) -> None"),
            "Writes the last n_i = append_indptr_cpu[i + 1] - append_indptr_cpu[i] tokens of every "
            "row of flashinfer_data, which already counts them.\n\n"
            "keys [total_new_tokens, num_heads, head_dim] and values [.., head_dim_v], in the "
            "cache's dtype or float32. Raises InvalidArgumentError, having written nothing, for "
            "tensors of another shape, dtype or device, more tokens than a row has, pages that are "
            "free, shared or not of this pool. Leaves the GIL.")
-      .def("read_kv", &read_kv, "page_indices"_a, "first"_a, "count"_a, "layer"_a = 0,
+      .def("read_kv", &read_kv, "page_indices"_a.none(), "first"_a.none(), "count"_a.none(),
+           "layer"_a.none() = 0,
            nb::sig("def read_kv(self, page_indices: collections.abc.Iterable[int], first: "
                    "typing.SupportsIndex, count: typing.SupportsIndex, layer: typing.SupportsIndex "
                    "= 0) -> tuple[typing.Any, typing.Any]"),
@@ -154,7 +182,10 @@ void bind_manager(nb::module_& m) {
           [](const Manager& self, const Any& copies) {
             self.manager->copy_pages(to_page_copies(copies), self.stream());
           },
-          "copies"_a,
+          "copies"_a.none(),
+          nb::sig("def copy_pages(self, copies: "
+                  "collections.abc.Iterable[tuple[typing.SupportsIndex, typing.SupportsIndex]]) -> "
+                  "None"),
           "Copies pages (source, target) in every layer, in order.\n\n"
           "Raises InvalidArgumentError for an unknown or free page.")
       .def("__repr__", [](const Manager& self) { return self.manager->to_string(); });

@@ -42,6 +42,15 @@ void init(PackedData* self, const Ints& indices, const Ints& indptr, const Ints&
   new (self) PackedData{std::move(data), torch ? Framework::kTorch : Framework::kNumpy};
 }
 
+// The arrays in host memory, as the constructor takes them.
+nb::tuple host_arrays(const PackedData& self) {
+  const auto field = [&](std::span<const std::int32_t> values) {
+    return export_ints(self.framework, values, nb::find(self));
+  };
+  return nb::make_tuple(field(self.data.kv_page_indices()), field(self.data.kv_page_indptr()),
+                        field(self.data.kv_last_page_len()));
+}
+
 bool equal(const FlashInferPackedData& a, const FlashInferPackedData& b) {
   const auto same = [&](Field field) {
     const auto x = (a.*field)(), y = (b.*field)();
@@ -54,6 +63,15 @@ bool equal(const FlashInferPackedData& a, const FlashInferPackedData& b) {
 
 }  // namespace
 
+const PackedData& to_packed_data(nb::handle flashinfer_data) {
+  const PackedData* packed = nullptr;
+  if (!nb::try_cast(flashinfer_data, packed, false) || packed == nullptr) {
+    throw_type_error(concat("flashinfer_data: got ", class_name(flashinfer_data),
+                            "; expected a FlashInferPackedData"));
+  }
+  return *packed;
+}
+
 void bind_packed_data(nb::module_& m) {
   nb::class_<PackedData> cls(
       m, "FlashInferPackedData",
@@ -62,8 +80,15 @@ void bind_packed_data(nb::module_& m) {
       "(tensor.cpu()). Raises "
       "InvalidArgumentError unless kv_page_indptr starts at 0, never falls and ends at the number "
       "of indices, and kv_last_page_len is positive where a row has pages and 0 where it has "
-      "none.");
-  cls.def("__init__", &init, "kv_page_indices"_a, "kv_page_indptr"_a, "kv_last_page_len"_a)
+      "none.\n\n"
+      "Data that a descriptor packed is tied to its pool (pool_id): the pages must be live there. "
+      "Copies are tied to it too; what comes out of a pickle is tied to none, as arrays of the "
+      "caller's own are, and lies in host memory.");
+  cls.def("__init__", &init, "kv_page_indices"_a.none(), "kv_page_indptr"_a.none(),
+          "kv_last_page_len"_a.none(),
+          nb::sig("def __init__(self, kv_page_indices: collections.abc.Iterable[int], "
+                  "kv_page_indptr: collections.abc.Iterable[int], kv_last_page_len: "
+                  "collections.abc.Iterable[int]) -> None"))
       .def_prop_ro("kv_page_indices",
                    &export_field<&FlashInferPackedData::kv_page_indices, &PackedData::indices>,
                    nb::sig("def kv_page_indices(self) -> typing.Any"),
@@ -80,7 +105,30 @@ void bind_packed_data(nb::module_& m) {
           "int32 [batch_size]: tokens on the row's last page, 0 without pages.")
       .def_prop_ro(
           "batch_size", [](const PackedData& self) { return self.data.batch_size(); }, "Rows.")
-      .def("to_device", &to_device_of, "device"_a, "non_blocking"_a = true,
+      .def_prop_ro(
+          "pool_id", [](const PackedData& self) { return self.data.pool_id(); },
+          "PagePool.id of the pool whose descriptor packed this, or 0 for the caller's own arrays.")
+      .def(
+          "kv_len",
+          [](const PackedData& self, const Int& row, const Int& page_size) {
+            return self.data.kv_len(to_int64(row, "row"), to_int(page_size, "page_size"));
+          },
+          "row"_a.none(), "page_size"_a.none(),
+          nb::sig("def kv_len(self, row: typing.SupportsIndex, page_size: typing.SupportsIndex) -> "
+                  "int"),
+          "The tokens of a row. Raises InvalidArgumentError for a row that is not there.")
+      .def("__copy__", [](const PackedData& self) { return self; })
+      .def(
+          "__deepcopy__", [](const PackedData& self, const Any&) { return self; }, "memo"_a)
+      .def(
+          "__reduce__",
+          [](const PackedData& self) {
+            return nb::make_tuple(nb::type<PackedData>(), host_arrays(self));
+          },
+          nb::sig("def __reduce__(self) -> tuple[typing.Any, ...]"))
+      .def("to_device", &to_device_of, "device"_a.none(), "non_blocking"_a = true,
+           nb::sig("def to_device(self, device: typing.Any, non_blocking: bool = True) -> "
+                   "FlashInferPackedData"),
            "A copy whose three arrays lie on the device: torch tensors, as FlashInfer's wrappers "
            "take them, or CuPy arrays.\n\n"
            "It keeps the host's copy, which plan and append_kv read. Raises UnsupportedError where "

@@ -66,7 +66,8 @@ void make_torch_storage(Manager& self, KVCacheConfig config) {
     std::vector<std::int64_t> shape = cache_shape(config, head_dim);
     if (config.num_layers > 1) shape.insert(shape.begin(), config.num_layers);
     nb::object tensor = torch_zeros(config.dtype, shape, config.device);
-    self.imports.push_back(import_array(tensor, "storage", Framework::kTorch, Access::kWrite));
+    self.imports.push_back(
+        import_array(tensor, "storage", Framework::kTorch, kEveryFloat, Access::kWrite));
     return tensor;
   };
   self.keys = zeros(config.head_dim);
@@ -81,7 +82,7 @@ std::vector<TensorView> import_layers(nb::handle tensors, std::string_view name,
                                       Framework framework, std::vector<Import>& imports) {
   std::vector<TensorView> views;
   const auto add = [&](nb::handle tensor) {
-    imports.push_back(import_array(tensor, name, framework, Access::kWrite));
+    imports.push_back(import_array(tensor, name, framework, kEveryFloat, Access::kWrite));
     views.push_back(imports.back().view);
   };
   if (nb::isinstance<nb::list>(tensors) || nb::isinstance<nb::tuple>(tensors)) {
@@ -110,7 +111,7 @@ void make_storage(Manager& self, const KVCacheConfig& config) {
 }
 
 std::unique_ptr<Manager> from_tensors(const Array& keys, const Array& values,
-                                      const std::string& kv_layout) {
+                                      const Any& kv_layout) {
   auto self = std::make_unique<Manager>();
   const nb::object first = first_tensor(keys);
   self->framework = framework_of(first);

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <memory>
-#include <string>
 
 #include "arrays.h"
 #include "classes.h"
@@ -14,8 +13,7 @@ namespace seqattn::python {
 void make_storage(Manager& self, const KVCacheConfig& config);
 
 // A manager over the caller's tensors: one, or a list of one a layer.
-std::unique_ptr<Manager> from_tensors(const Any& keys, const Any& values,
-                                      const std::string& kv_layout);
+std::unique_ptr<Manager> from_tensors(const Any& keys, const Any& values, const Any& kv_layout);
 
 // All layers of the keys, or of the values.
 nb::object key_cache(const Manager& self);

@@ -297,3 +297,28 @@ def test_states_that_do_not_agree_are_refused():
     ):
         with pytest.raises(InvalidArgumentError):
             merge_states(*args)
+
+
+def test_options_capacity_and_plan_can_be_asked_for():
+    manager = make_manager()
+    options = {"causal": False, "window_left": 3, "sm_scale": 0.5, "logits_soft_cap": 2.0, "num_threads": 1}
+    capacity = {"max_sequences": 2, "max_q_tokens": 5, "max_q_len": 4, "max_pages": 6}
+    attention = BatchAttention(manager, 4, **options, **capacity)
+    assert {name: getattr(attention, name) for name in options | capacity} == options | capacity
+    assert attention.num_qo_heads == 4 and attention.num_q_tokens == 0
+    descriptor = CacheDescriptor(manager)
+    descriptor.allocate([0], [4])
+    attention.plan(descriptor.pack_for_flashinfer([0]), [0, 4])
+    assert attention.num_q_tokens == 4
+
+
+def test_states_merge_into_given_arrays(rng):
+    a, b = rng.standard_normal((2, 3, 2, 8), np.float32)
+    lse_a, lse_b = rng.standard_normal((2, 3, 2), np.float32)
+    expected = merge_states(a, lse_a, b, lse_b)
+    out, lse = np.full((3, 2, 8), np.nan, np.float32), np.full((3, 2), np.nan, np.float32)
+    assert all(x is y for x, y in zip(merge_states(a, lse_a, b, lse_b, out=out, lse=lse), (out, lse)))
+    merge_states(a, lse_a, b, lse_b, out=a, lse=lse_a)
+    for given in ((out, lse), (a, lse_a)):
+        for x, y in zip(given, expected):
+            np.testing.assert_array_equal(x, y)

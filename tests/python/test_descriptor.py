@@ -1,4 +1,7 @@
+import copy
 import gc
+import pickle
+import warnings
 import weakref
 
 import pytest
@@ -22,6 +25,9 @@ def test_the_mapping_is_live_and_behaves_like_a_dict():
     assert mapping[3].last_page_len == 1
     assert mapping.get(99) is None
     assert dict(mapping.items()) == mapping
+    assert mapping.get(2**70) is None and mapping.get("a") is None and 2**70 not in mapping
+    assert 2**70 not in descriptor and "a" not in descriptor and None not in descriptor
+    assert sorted(descriptor) == sorted(descriptor.seq_ids()) == [-4, 3]
     assert mapping.pop(3) == SequenceData([0, 1], 1)
     assert 3 not in descriptor
     assert mapping.pop(3, None) is None
@@ -68,6 +74,73 @@ def test_assigning_validates(data):
     assert snapshot(descriptor) == before
 
 
+def test_deleting_leaves_the_references_to_the_caller_as_in_0_0_2():
+    manager = make_manager()
+    descriptor = CacheDescriptor(manager)
+    mapping = descriptor.seq_id_to_data
+    descriptor.allocate([0, 1, 2], [8, 3, 5])
+    data = mapping.pop(0)
+    assert 0 not in descriptor and manager.ref_count[:2].tolist() == [1, 1]
+    manager.unref(data.kv_page_indices)
+    manager.release_pages(mapping[1].kv_page_indices)
+    del mapping[1]
+    assert manager.available_pages_count == 14
+    mapping[7] = mapping.pop(2)  # the same references under another id
+    descriptor.check_invariants()
+    descriptor.release([7])
+    assert manager.available_pages_count == 16
+    manager.check_invariants()
+
+
+def test_a_table_that_was_read_refuses_changes():
+    descriptor = CacheDescriptor(make_manager())
+    descriptor.allocate([1], [6])
+    for name, value in (("last_page_len", 3), ("kv_page_indices", [0])):
+        with pytest.raises(AttributeError, match=f"SequenceData.{name}: got .*; expected no change to a copy"):
+            setattr(descriptor.seq_id_to_data[1], name, value)
+    data = SequenceData(kv_page_indices=[0], last_page_len=2)
+    assert copy.deepcopy(data) == copy.copy(data) == pickle.loads(pickle.dumps(data)) == data
+
+
+@pytest.mark.parametrize("wrong", [([0], 1), [0], None, 3, SequenceData(None, 1), SequenceData([0], 1.5)])
+def test_what_is_no_sequence_data_is_a_type_error(wrong):
+    pool = PagePool(4, 4)
+    pool.allocate(1)
+    descriptor = CacheDescriptor(pool)
+    with pytest.raises(TypeError, match=r"seq_id_to_data\[5\]: got .*; expected a SequenceData"):
+        descriptor.seq_id_to_data[5] = wrong
+    with pytest.raises(TypeError, match="got .*; expected"):
+        CacheDescriptor(pool, {5: wrong})
+    assert len(descriptor) == 0 and pool.ref_count.tolist() == [1, 0, 0, 0]
+
+
+def test_a_descriptor_is_initialised_once():
+    manager = make_manager()
+    descriptor = CacheDescriptor(manager)
+    descriptor.allocate([1], [6])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nanobind says so in a warning too
+        with pytest.raises(TypeError):
+            descriptor.__init__(manager)
+    assert descriptor.length(1) == 6 and manager.available_pages_count == 14
+
+
+def test_sequences_to_start_with_need_a_reference_each():
+    pool = PagePool(8, 4)
+    pages = pool.allocate(2)
+    shared = {1: SequenceData(pages, 3), 2: SequenceData(pages[:1], 4)}
+    with pytest.raises(InvalidArgumentError, match="page 0 has 1 references for 2 holders"):
+        CacheDescriptor(pool, shared)
+    assert pool.ref_count[:2].tolist() == [1, 1]
+    pool.ref(pages[:1])
+    descriptor = CacheDescriptor(pool, shared)
+    assert (descriptor.length(1), descriptor.length(2)) == (7, 4)
+    assert pool.ref_count[:2].tolist() == [2, 1]
+    descriptor.check_invariants()
+    descriptor.clear()
+    assert pool.available_pages_count == 8
+
+
 def test_try_allocate_reports_a_full_pool_as_a_value():
     descriptor = CacheDescriptor(make_manager(num_pages=2))
     admission = descriptor.try_allocate([0], [8])
@@ -100,6 +173,7 @@ def test_fork_attach_adopt_and_truncate_refuse_what_is_not_there():
     for call in (
         lambda: descriptor.fork(0, 1),
         lambda: descriptor.fork(0, 2, 7),
+        lambda: descriptor.fork(0, 2, -1),  # which is "all" in C++
         lambda: descriptor.fork(0, 2, -2),
         lambda: descriptor.attach(0, [0], 4),
         lambda: descriptor.attach(2, [0], 5),
@@ -125,6 +199,7 @@ def test_ids_and_lengths_come_as_any_integers():
         (np.array([[1, 0], [2, 0]], np.uint8)[:, 0], [np.int32(3), np.int64(4)]),
         (torch.tensor([1, 2]), torch.tensor([3, 4], dtype=torch.int32)),
         ({1: None, 2: None}, np.array([3, 4], object)),
+        (np.array([1, 2], ">i8"), torch.tensor([3, 4])),
     ]:
         descriptor = CacheDescriptor(make_manager())
         descriptor.allocate(ids, lengths)
@@ -194,6 +269,10 @@ def test_free_pages_is_a_live_sequence_in_fifo_order():
         free[4]
     with pytest.raises(ValueError):
         free.index(0)
+    assert free[1:3] == [3, 4] and free[::-1] == [1, 4, 3, 2]
+    assert free == [2, 3, 4, 1] == free and free != [2, 3, 4] and free != (2, 3, 4, 1)
+    assert free == manager.free_pages and free != PagePool(5).free_pages
+    assert "a" not in free and 2**70 not in free
     kept = weakref.ref(type(free))
     del manager
     gc.collect()

@@ -91,3 +91,14 @@ def test_errors_survive_pickling():
     again = pickle.loads(pickle.dumps(full.value))
     assert str(again) == str(full.value)
     assert (again.needed, again.available) == (3, 2)
+    with pytest.raises(seqattn.UnknownSequenceError) as unknown:
+        seqattn.CacheDescriptor(seqattn.PagePool(2)).length(7)
+    again = pickle.loads(pickle.dumps(unknown.value))
+    assert str(again) == str(unknown.value) and again.seq_id == unknown.value.seq_id == 7
+
+
+def test_the_modules_of_the_original_are_there():
+    from seqattn import cache, descriptor
+
+    assert cache.PagedKVCacheManager is descriptor.PagedKVCacheManager is seqattn.PagedKVCacheManager
+    assert {name for module in (cache, descriptor) for name in module.__all__} == ORIGINAL

@@ -1,4 +1,6 @@
+import copy
 import gc
+import pickle
 
 import numpy as np
 import pytest
@@ -57,7 +59,7 @@ def test_tables_that_are_no_batch_are_refused(indices, indptr, last):
         FlashInferPackedData(indices, indptr, last)
 
 
-@pytest.mark.parametrize("bad", [1.5, [1.5], ["a"], None, np.ones(1), [None], "12", object()])
+@pytest.mark.parametrize("bad", [1.5, [1.5], ["a"], None, np.ones(1), [None], "12", object(), b"12", {1, 2}])
 def test_what_is_no_list_of_integers_is_a_type_error(bad):
     with pytest.raises(TypeError):
         FlashInferPackedData(bad, [0, 1], [1])
@@ -111,3 +113,27 @@ def test_an_empty_batch_packs():
     assert packed.kv_page_indices.tolist() == []
     assert packed.kv_page_indptr.tolist() == [0]
     assert packed.kv_last_page_len.tolist() == []
+
+
+@pytest.mark.parametrize("empty", [[], np.array([]), torch.tensor([]), np.zeros(0, np.int64)])
+def test_no_ids_in_any_form_are_an_empty_batch(empty):
+    assert CacheDescriptor(make_manager()).pack_for_flashinfer(empty).batch_size == 0
+
+
+@pytest.mark.parametrize("dtype, array", [("float32", np.ndarray), (torch.float32, torch.Tensor)])
+def test_it_can_be_copied_and_pickled(dtype, array):
+    descriptor = CacheDescriptor(make_manager(dtype=dtype))
+    descriptor.allocate([0, 1], [5, 3])
+    packed = descriptor.pack_for_flashinfer([0, 1])
+    pickled = pickle.loads(pickle.dumps(packed))
+    for same in (copy.copy(packed), copy.deepcopy([packed])[0], pickled):
+        assert same == packed and isinstance(same.kv_page_indices, array)
+    assert packed.pool_id == copy.copy(packed).pool_id == copy.deepcopy(packed).pool_id > 0
+    assert pickled.pool_id == 0  # another process has other pools
+
+
+def test_kv_len_is_that_of_a_row():
+    packed = FlashInferPackedData(INDICES, INDPTR, LAST)
+    assert [packed.kv_len(row, 4) for row in range(3)] == [5, 0, 4]
+    with pytest.raises(InvalidArgumentError):
+        packed.kv_len(3, 4)

@@ -1,0 +1,45 @@
+#include "reclaimer.h"
+
+#include <utility>
+
+#include "arguments.h"
+
+namespace seqattn::python {
+
+void CallableReclaimer::set(nb::handle new_callable, PagePool& pool) {
+  if (new_callable.is_none()) {
+    pool.set_reclaimer(nullptr);
+    callable.reset();
+    return;
+  }
+  if (PyCallable_Check(new_callable.ptr()) == 0) {
+    throw_type_error(concat("reclaimer: got ", class_name(new_callable),
+                            "; expected a callable that takes a number of pages, or None"));
+  }
+  callable = nb::borrow(new_callable);
+  pool.set_reclaimer(this);
+}
+
+bool CallableReclaimer::reclaim(std::int64_t num_pages) {
+  const nb::gil_scoped_acquire gil;
+  require_idle();
+  const nb::object call = callable;  // it may remove itself
+  running_ = true;
+  struct Stop {
+    bool& running;
+    ~Stop() { running = false; }
+  } const stop{running_};
+  const int answer = PyObject_IsTrue(nb::object(call(num_pages)).ptr());
+  if (answer < 0) nb::raise_python_error();
+  return answer == 1;
+}
+
+void CallableReclaimer::require_idle() const {
+  if (running_) {
+    throw Error(
+        "reclaimer: got a call that would change or read what it is working for; expected it to do "
+        "no more than unref pages of the pool");
+  }
+}
+
+}  // namespace seqattn::python
