@@ -12,7 +12,9 @@ Backend& find_backend(Device device) {
 #ifdef SEQATTN_HAS_CUDA
   return cuda_backend(device.index);
 #else
-  throw UnsupportedError("device " + to_string(device) + ": this build of seqattn serves cpu only");
+  throw UnsupportedError("device " + to_string(device) +
+                         ": this build of seqattn serves cpu only; build it with "
+                         "-DSEQATTN_CUDA=ON (pip install . -C cmake.define.SEQATTN_CUDA=ON)");
 #endif
 }
 

@@ -15,7 +15,9 @@ using ::seqattn::testing::error_of;
 
 constexpr KVCacheConfig kOnCuda{
     .num_pages = 1, .page_size = 1, .num_heads = 1, .head_dim = 1, .device = cuda(1)};
-constexpr char kMessage[] = "device cuda:1: this build of seqattn serves cpu only";
+constexpr char kMessage[] =
+    "device cuda:1: this build of seqattn serves cpu only; build it with -DSEQATTN_CUDA=ON (pip "
+    "install . -C cmake.define.SEQATTN_CUDA=ON)";
 
 TEST(CpuBuild, RefusesManagersOnCuda) {
   EXPECT_EQ(error_of<UnsupportedError>([] { PagedKVCacheManager manager(kOnCuda); }), kMessage);
