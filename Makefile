@@ -3,15 +3,18 @@
 
 help:
 	@echo 'make demo               a C++ quick start, then a language model that answers three questions through seqattn'
-	@echo '                        (ARGS="..." goes to examples/generate.py: questions, --kv-dtype f16, --check, --help)'
+	@echo '                        (ARGS goes to examples/generate.py: ARGS="--check --kv-dtype f16", ARGS="--help", and'
+	@echo '                        with quotes of its own a question of several words: ARGS="\"How are you?\" --check")'
 	@echo 'make test               every test'
 	@echo 'make bench-bookkeeping  page tables and pools, beside the original in Python'
 	@echo 'make lint               clang-format, clang-tidy, ruff, shellcheck'
 	@echo 'make format             rewrite in the format of the project'
-	@echo 'make clean              remove build/ and .venv/'
+	@echo 'make clean              remove build/, .venv/ and what tests leave behind'
 
+# By the environment: the shell would split and unquote what make puts in a command.
+demo: export ARGS := $(ARGS)
 demo:
-	@tools/demo.sh $(ARGS)
+	@tools/demo.sh
 
 test:
 	@tools/test.sh
@@ -26,4 +29,4 @@ format:
 	@tools/lint.sh --fix
 
 clean:
-	rm -rf build .venv
+	rm -rf build .venv .hypothesis .pytest_cache .ruff_cache .mypy_cache

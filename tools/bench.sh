@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # bench.sh <name>: builds bench/<name> with preset release and runs it: bookkeeping, attention_vs_scalar.
 source "$(dirname "$0")/common.sh"
-[[ $# == 1 ]] || die "usage: tools/bench.sh bookkeeping|attention_vs_scalar"
+case ${1:-} in
+  bookkeeping | attention_vs_scalar) [[ $# == 1 ]] ;;
+  *) false ;;
+esac || die "usage: tools/bench.sh bookkeeping|attention_vs_scalar"
 tools/setup.sh bench
 build release "bench_$1" -DSEQATTN_BUILD_BENCH=ON
 
