@@ -7,7 +7,7 @@ help:
 	@echo '                        with quotes of its own a question of several words: ARGS="\"How are you?\" --check")'
 	@echo 'make test               every test'
 	@echo 'make bench-bookkeeping  page tables and pools, beside the original in Python'
-	@echo 'make lint               clang-format, clang-tidy, ruff, shellcheck'
+	@echo 'make lint               clang-format, clang-tidy, ruff, mypy, shellcheck'
 	@echo 'make format             rewrite in the format of the project'
 	@echo 'make clean              remove build/, .venv/ and what tests leave behind'
 
@@ -29,4 +29,4 @@ format:
 	@tools/lint.sh --fix
 
 clean:
-	rm -rf build .venv .hypothesis .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build .venv .hypothesis .pytest_cache .ruff_cache

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# lint.sh [--fix]: clang-format, clang-tidy, ruff and shellcheck. With --fix it only rewrites in the project's format.
+# lint.sh [--fix]: clang-format, clang-tidy, ruff, mypy and shellcheck. With --fix it only rewrites in the project's format.
 source "$(dirname "$0")/common.sh"
 tools/setup.sh lint
 
 mapfile -t cpp < <(git ls-files --cached --others --exclude-standard '*.cc' '*.h' '*.cu' '*.cuh')
-# src/cuda is not in the build that clang-tidy reads: that takes CUDA's headers.
+# src/cuda is not in the build that clang-tidy reads: that takes CUDA's headers. For tests and bench the
+# warnings of clang, which compiles them in .ci/run, have to do.
 mapfile -t translation_units < <(git ls-files --cached --others --exclude-standard \
   'src/*.cc' 'examples/*.cc' 'python/src/*.cc' ':!src/cuda')
 
@@ -16,6 +17,7 @@ fi
 
 step clang-format "clang-format" clang-format-14 --dry-run -Werror "${cpp[@]}"
 step ruff "ruff" "$python" -m ruff check .
+step mypy "mypy" "$python" -m mypy
 step shellcheck "shellcheck" shellcheck -x .ci/run tools/*.sh
 step configure-clang "configuring build/clang" cmake --preset clang "${python_options[@]}"
 step clang-tidy "clang-tidy on ${#translation_units[@]} files" \
