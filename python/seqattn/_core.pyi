@@ -440,6 +440,20 @@ class BatchAttention:
 
     def __init__(self, cache_manager: PagedKVCacheManager, num_qo_heads: SupportsIndex, *, causal: bool = True, window_left: SupportsIndex = -1, sm_scale: float | None = None, logits_soft_cap: float = 0.0, num_threads: SupportsIndex = 0, max_sequences: SupportsIndex = 0, max_q_tokens: SupportsIndex = 0, max_q_len: SupportsIndex = 0, max_pages: SupportsIndex = 0) -> None: ...
 
+    @property
+    def cache_manager(self) -> PagedKVCacheManager:
+        """The manager."""
+
+    @property
+    def kernel_name(self) -> str:
+        """The path that was chosen, "cpu-avx3-float16"."""
+
+    @property
+    def num_q_tokens(self) -> int:
+        """Queries of the present plan, 0 before the first."""
+
+    def __repr__(self) -> str: ...
+
     def plan(self, flashinfer_data: FlashInferPackedData, qo_indptr: Iterable[int], mask: Any = None) -> None:
         """
         Validates the batch and prepares it for every layer.
@@ -462,20 +476,6 @@ class BatchAttention:
 
         Returns out, or (out, lse) with return_lse or lse: float32 [total_q_tokens, num_qo_heads], the natural log of the sum of exp(logits). sink_logits: float32 [num_qo_heads], one logit a head that joins the softmax denominator. Raises InvalidArgumentError without a plan, for tensors of another shape, dtype or device, a read-only output. Leaves the GIL.
         """
-
-    @property
-    def cache_manager(self) -> PagedKVCacheManager:
-        """The manager."""
-
-    @property
-    def kernel_name(self) -> str:
-        """The path that was chosen, "cpu-avx3-float16"."""
-
-    @property
-    def num_q_tokens(self) -> int:
-        """Queries of the present plan, 0 before the first."""
-
-    def __repr__(self) -> str: ...
 
     @property
     def num_qo_heads(self) -> int:

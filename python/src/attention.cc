@@ -199,6 +199,42 @@ void bind_merge(nb::module_& m) {
         "that do not agree. Leaves the GIL.");
 }
 
+void bind_calls(nb::class_<Attention>& cls) {
+  cls.def("plan", &plan, "flashinfer_data"_a.none(), "qo_indptr"_a.none(), "mask"_a = nb::none(),
+          nb::sig("def plan(self, flashinfer_data: FlashInferPackedData, qo_indptr: "
+                  "collections.abc.Iterable[int], mask: typing.Any = None) -> None"),
+          "Validates the batch and prepares it for every layer.\n\n"
+          "qo_indptr [batch_size + 1]: row i asks with queries qo_indptr[i] .. qo_indptr[i + 1], "
+          "the last q_len positions of its kv_len keys: with causal a row may not have more "
+          "queries than keys, unless it has no keys at all. mask: a list of one bool or uint8 "
+          "[q_len, kv_len] array a row, or all of them in one flat array; 0 hides the key from "
+          "the query, on top of causal and window_left. Good until a planned page is freed. "
+          "Raises InvalidArgumentError, leaving the previous plan in place. Leaves the GIL.")
+      .def("append_kv", &append_kv, "keys"_a.none(), "values"_a.none(), "layer"_a.none() = 0,
+           nb::sig("def append_kv(self, keys: typing.Any, values: typing.Any, layer: "
+                   "typing.SupportsIndex = 0) -> None"),
+           "Writes the planned batch's new tokens, as many as its queries.\n\n"
+           "keys [total_q_tokens, num_heads, head_dim] and values [.., head_dim_v], in the cache's "
+           "dtype or float32. Raises InvalidArgumentError, having written nothing, without a plan, "
+           "for tensors of another shape, dtype or device, pages that are free or shared. Leaves "
+           "the GIL.")
+      .def("run", &run, "q"_a.none(), "out"_a = nb::none(), "return_lse"_a = false,
+           "sink_logits"_a = nb::none(), "layer"_a.none() = 0, "lse"_a = nb::none(),
+           nb::sig("def run(self, q: typing.Any, out: typing.Any = None, return_lse: bool = False, "
+                   "sink_logits: typing.Any = None, layer: typing.SupportsIndex = 0, lse: "
+                   "typing.Any = None) -> typing.Any"),
+           "q [total_q_tokens, num_qo_heads, head_dim] -> out [.., head_dim_v], in q's dtype "
+           "unless given.\n\n"
+           "q and out, each: the cache's dtype or float32. A query that sees no key gives 0 and an "
+           "LSE of -inf (with sink_logits: 0 and the sink's logit). With max_q_tokens, rows behind "
+           "the batch's are not written: those of a new out hold whatever its memory held.\n\n"
+           "Returns out, or (out, lse) with return_lse or lse: float32 [total_q_tokens, "
+           "num_qo_heads], the natural log of the sum of exp(logits). sink_logits: float32 "
+           "[num_qo_heads], one logit a head that joins the softmax denominator. Raises "
+           "InvalidArgumentError without a plan, for tensors of another shape, dtype or device, a "
+           "read-only output. Leaves the GIL.");
+}
+
 }  // namespace
 
 void bind_attention(nb::module_& m) {
@@ -238,39 +274,6 @@ void bind_attention(nb::module_& m) {
                   "float = 0.0, num_threads: typing.SupportsIndex = 0, max_sequences: "
                   "typing.SupportsIndex = 0, max_q_tokens: typing.SupportsIndex = 0, max_q_len: "
                   "typing.SupportsIndex = 0, max_pages: typing.SupportsIndex = 0) -> None"))
-      .def("plan", &plan, "flashinfer_data"_a.none(), "qo_indptr"_a.none(), "mask"_a = nb::none(),
-           nb::sig("def plan(self, flashinfer_data: FlashInferPackedData, qo_indptr: "
-                   "collections.abc.Iterable[int], mask: typing.Any = None) -> None"),
-           "Validates the batch and prepares it for every layer.\n\n"
-           "qo_indptr [batch_size + 1]: row i asks with queries qo_indptr[i] .. qo_indptr[i + 1], "
-           "the last q_len positions of its kv_len keys: with causal a row may not have more "
-           "queries than keys, unless it has no keys at all. mask: a list of one bool or uint8 "
-           "[q_len, kv_len] array a row, or all of them in one flat array; 0 hides the key from "
-           "the query, on top of causal and window_left. Good until a planned page is freed. "
-           "Raises InvalidArgumentError, leaving the previous plan in place. Leaves the GIL.")
-      .def("append_kv", &append_kv, "keys"_a.none(), "values"_a.none(), "layer"_a.none() = 0,
-           nb::sig("def append_kv(self, keys: typing.Any, values: typing.Any, layer: "
-                   "typing.SupportsIndex = 0) -> None"),
-           "Writes the planned batch's new tokens, as many as its queries.\n\n"
-           "keys [total_q_tokens, num_heads, head_dim] and values [.., head_dim_v], in the cache's "
-           "dtype or float32. Raises InvalidArgumentError, having written nothing, without a plan, "
-           "for tensors of another shape, dtype or device, pages that are free or shared. Leaves "
-           "the GIL.")
-      .def("run", &run, "q"_a.none(), "out"_a = nb::none(), "return_lse"_a = false,
-           "sink_logits"_a = nb::none(), "layer"_a.none() = 0, "lse"_a = nb::none(),
-           nb::sig("def run(self, q: typing.Any, out: typing.Any = None, return_lse: bool = False, "
-                   "sink_logits: typing.Any = None, layer: typing.SupportsIndex = 0, lse: "
-                   "typing.Any = None) -> typing.Any"),
-           "q [total_q_tokens, num_qo_heads, head_dim] -> out [.., head_dim_v], in q's dtype "
-           "unless given.\n\n"
-           "q and out, each: the cache's dtype or float32. A query that sees no key gives 0 and an "
-           "LSE of -inf (with sink_logits: 0 and the sink's logit). With max_q_tokens, rows behind "
-           "the batch's are not written: those of a new out hold whatever its memory held.\n\n"
-           "Returns out, or (out, lse) with return_lse or lse: float32 [total_q_tokens, "
-           "num_qo_heads], the natural log of the sum of exp(logits). sink_logits: float32 "
-           "[num_qo_heads], one logit a head that joins the softmax denominator. Raises "
-           "InvalidArgumentError without a plan, for tensors of another shape, dtype or device, a "
-           "read-only output. Leaves the GIL.")
       .def_prop_ro(
           "cache_manager", [](const Attention& self) { return self.owner; },
           nb::sig("def cache_manager(self) -> PagedKVCacheManager"), "The manager.")
@@ -286,6 +289,7 @@ void bind_attention(nb::module_& m) {
           },
           "Queries of the present plan, 0 before the first.")
       .def("__repr__", [](const Attention& self) { return self.attention->to_string(); });
+  bind_calls(cls);
   bind_options(cls);
   bind_merge(m);
 }

@@ -87,9 +87,11 @@ def test_a_device_that_is_not_there_is_one_line(model_path, device, words, capsy
 
 
 def test_the_device_is_checked_before_weights_and_torch():
-    code = "import sys; sys.modules['torch'] = None; import generate; sys.exit(generate.main(['--device', 'cuda:98']))"
+    folder = str(Path(generate.__file__).parent)
+    hide_torch = f"import sys; sys.path.insert(0, {folder!r}); sys.modules['torch'] = None"
+    code = f"{hide_torch}; import generate; sys.exit(generate.main(['--device', 'cuda:98']))"
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(generate.__file__).parent)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("generate.py: device cuda:98")
 
