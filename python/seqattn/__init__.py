@@ -41,4 +41,5 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "merge_states",
+    "version",
 ]
