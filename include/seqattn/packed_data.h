@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -13,14 +14,16 @@ namespace seqattn {
 class PagePool;
 
 // A batch as CSR arrays, the form that paged attention kernels read (FlashInfer's own):
-//   kv_page_indices   int32 [total_pages]     the pages of row 0, then of row 1, ...
-//   kv_page_indptr    int32 [batch_size + 1]  row i owns kv_page_indices[indptr[i] .. indptr[i +
-//   1]) kv_last_page_len  int32 [batch_size]      tokens on the row's last page; 0 for a row
-//   without pages
+//
+// - kv_page_indices, int32 [total_pages]: the pages of row 0, then those of row 1, and so on;
+// - kv_page_indptr, int32 [batch_size + 1]: row i owns the entries from indptr[i] to indptr[i + 1];
+// - kv_last_page_len, int32 [batch_size]: tokens on the row's last page; 0 for a row without pages.
+//
 // The KV length of row i is (pages - 1) * page_size + kv_last_page_len[i], or 0 without pages.
 //
-// Immutable. `CacheDescriptor::pack_for_flashinfer` makes it; it can also be built from arrays of
-// other systems. It is a snapshot: growing, truncating or releasing a sequence does not change it.
+// Immutable; copies share their arrays. `CacheDescriptor::pack_for_flashinfer` makes it; it can
+// also be built from arrays of other systems. It is a snapshot: growing, truncating or releasing a
+// sequence does not change it.
 class SEQATTN_EXPORT FlashInferPackedData {
  public:
   FlashInferPackedData();  // no rows
@@ -31,35 +34,43 @@ class SEQATTN_EXPORT FlashInferPackedData {
   FlashInferPackedData(std::vector<std::int32_t> kv_page_indices,
                        std::vector<std::int32_t> kv_page_indptr,
                        std::vector<std::int32_t> kv_last_page_len);
+  // No moves: one that is moved from would have no arrays.
+  FlashInferPackedData(const FlashInferPackedData&) = default;
+  FlashInferPackedData& operator=(const FlashInferPackedData&) = default;
 
-  std::span<const std::int32_t> kv_page_indices() const noexcept { return indices_; }
-  std::span<const std::int32_t> kv_page_indptr() const noexcept { return indptr_; }
-  std::span<const std::int32_t> kv_last_page_len() const noexcept { return last_page_len_; }
+  std::span<const std::int32_t> kv_page_indices() const noexcept { return arrays_->indices; }
+  std::span<const std::int32_t> kv_page_indptr() const noexcept { return arrays_->indptr; }
+  std::span<const std::int32_t> kv_last_page_len() const noexcept { return arrays_->last_page_len; }
   std::int64_t batch_size() const noexcept {
-    return static_cast<std::int64_t>(last_page_len_.size());
+    return static_cast<std::int64_t>(arrays_->last_page_len.size());
   }
 
   // The KV length of a row in tokens. Throws InvalidArgumentError for a row outside [0,
   // batch_size).
   std::int64_t kv_len(std::int64_t row, int page_size) const;
 
-  // A copy for the given device. Throws UnsupportedError where this build has no such device.
+  // The same batch for the given device. Throws UnsupportedError where this build has no such
+  // device.
   FlashInferPackedData to_device(Device device) const;
 
   // The pool whose descriptor packed this (PagePool::id), or 0 for arrays that the caller supplied.
   // Pages of packed data with a pool must be live there; those of foreign tables need only exist.
-  std::uint64_t pool_id() const noexcept { return pool_id_; }
+  std::uint64_t pool_id() const noexcept { return arrays_->pool_id; }
 
   std::string to_string() const;
 
  private:
   friend class CacheDescriptor;
   friend void check_packed(const PagePool& pool, const FlashInferPackedData& packed);
-  std::vector<std::int32_t> indices_;
-  std::vector<std::int32_t> indptr_;
-  std::vector<std::int32_t> last_page_len_;
-  std::uint64_t pool_id_ = 0;
-  std::uint64_t pool_epoch_ = 0;  // PagePool::epoch when this was packed
+  struct Arrays {
+    std::vector<std::int32_t> indices;
+    std::vector<std::int32_t> indptr = {0};
+    std::vector<std::int32_t> last_page_len;
+    std::uint64_t pool_id = 0;
+    std::uint64_t pool_epoch = 0;  // PagePool::epoch when this was packed
+  };
+  explicit FlashInferPackedData(Arrays arrays);
+  std::shared_ptr<const Arrays> arrays_;
 };
 
 }  // namespace seqattn

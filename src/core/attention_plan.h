@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "seqattn/types.h"
@@ -39,7 +40,7 @@ struct AttentionRow {
 };
 
 struct AttentionPlan {
-  std::vector<PageId> page_indices;
+  std::span<const PageId> page_indices;  // of whoever made the plan
   std::vector<AttentionRow> rows;
   std::vector<std::uint8_t> mask;  // empty without one
   std::int64_t num_q_tokens = 0;

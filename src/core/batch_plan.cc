@@ -81,13 +81,13 @@ std::unique_ptr<BatchPlan> make_batch_plan(const PagePool& pool, const Attention
   require(inputs.mask.empty() || static_cast<std::int64_t>(inputs.mask.size()) == mask_size,
           "mask: got ", inputs.mask.size(), " entries; expected ", mask_size,
           ", the sum of q_len x kv_len over the rows, or none");
-  const auto pages = packed.kv_page_indices();
-  plan->attention.page_indices.assign(pages.begin(), pages.end());
+  plan->packed = packed;
+  plan->attention.page_indices = plan->packed.kv_page_indices();
   plan->attention.mask.assign(inputs.mask.begin(), inputs.mask.end());
   plan->attention.num_q_tokens = qo_indptr.back();
-  plan->foreign = packed.pool_id() == 0;
 #ifndef NDEBUG
-  if (!plan->foreign) {
+  if (!plan->is_foreign()) {
+    const auto pages = packed.kv_page_indices();
     plan->page_generations.reserve(pages.size());
     for (const PageId page : pages) plan->page_generations.push_back(pool.generation(page));
   }

@@ -15,14 +15,15 @@ namespace seqattn {
 
 // A planned batch: what kernels read, and what the appends of its layers take besides.
 struct BatchPlan {
+  FlashInferPackedData packed;  // holds the page table that `attention` reads
   AttentionPlan attention;
   std::vector<AppendRow> append_rows;  // as many new tokens as queries
-  bool foreign = false;                // of AppendBatch
   // Debug builds: PagePool::generation of the pages, where they are this pool's own.
   std::vector<std::uint32_t> page_generations;
 
+  bool is_foreign() const noexcept { return packed.pool_id() == 0; }
   AppendBatch append_batch() const noexcept {
-    return {.page_indices = attention.page_indices, .rows = append_rows, .foreign = foreign};
+    return {.page_indices = attention.page_indices, .rows = append_rows, .foreign = is_foreign()};
   }
   // Throws InvalidArgumentError when a planned page is known to have been freed since.
   void check_fresh(const PagePool& pool) const;

@@ -1,4 +1,5 @@
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "message.h"
@@ -43,11 +44,11 @@ std::span<const PageId> CacheDescriptor::pages(SeqId seq_id) const {
 }
 
 FlashInferPackedData CacheDescriptor::pack_for_flashinfer(SeqIds seq_ids) const {
-  FlashInferPackedData packed;
-  packed.pool_id_ = pool_->id();
-  packed.pool_epoch_ = pool_->epoch();
-  packed.indptr_.reserve(seq_ids.size() + 1);
-  packed.last_page_len_.reserve(seq_ids.size());
+  FlashInferPackedData::Arrays packed;
+  packed.pool_id = pool_->id();
+  packed.pool_epoch = pool_->epoch();
+  packed.indptr.reserve(seq_ids.size() + 1);
+  packed.last_page_len.reserve(seq_ids.size());
   std::vector<std::span<const PageId>> rows;
   rows.reserve(seq_ids.size());
   std::size_t total = 0;
@@ -57,13 +58,12 @@ FlashInferPackedData CacheDescriptor::pack_for_flashinfer(SeqIds seq_ids) const 
     require(total <= static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max()),
             "seq_ids: got a batch of ", total, " pages and more; expected fewer than 2^31");
     rows.emplace_back(data.kv_page_indices);
-    packed.indptr_.push_back(static_cast<std::int32_t>(total));
-    packed.last_page_len_.push_back(data.last_page_len);
+    packed.indptr.push_back(static_cast<std::int32_t>(total));
+    packed.last_page_len.push_back(data.last_page_len);
   }
-  packed.indices_.reserve(total);
-  for (const auto& row : rows)
-    packed.indices_.insert(packed.indices_.end(), row.begin(), row.end());
-  return packed;
+  packed.indices.reserve(total);
+  for (const auto& row : rows) packed.indices.insert(packed.indices.end(), row.begin(), row.end());
+  return FlashInferPackedData(std::move(packed));
 }
 
 Stats CacheDescriptor::stats() const {

@@ -31,7 +31,8 @@ void check_packed(const PagePool& pool, const FlashInferPackedData& packed) {
   require(!own || packed.pool_id() == pool.id(),
           "packed data: packed by a descriptor of another pool; expected one of the pool in use");
   // A descriptor's tables are right when it packs them, and stay so while no page is freed.
-  if (own && packed.pool_epoch_ != 0 && packed.pool_epoch_ == pool.epoch()) return;
+  const std::uint64_t epoch = packed.arrays_->pool_epoch;
+  if (own && epoch != 0 && epoch == pool.epoch()) return;
   const auto counts = pool.ref_counts();
   const auto pages = packed.kv_page_indices();
   if (!(own ? are_live(pages, counts) : are_in_range(pages, pool.num_pages()))) {

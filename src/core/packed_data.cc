@@ -9,37 +9,40 @@
 
 namespace seqattn {
 
-FlashInferPackedData::FlashInferPackedData() : indptr_{0} {}
+FlashInferPackedData::FlashInferPackedData() : FlashInferPackedData(Arrays{}) {}
+
+FlashInferPackedData::FlashInferPackedData(Arrays arrays)
+    : arrays_(std::make_shared<const Arrays>(std::move(arrays))) {}
 
 FlashInferPackedData::FlashInferPackedData(std::vector<std::int32_t> kv_page_indices,
                                            std::vector<std::int32_t> kv_page_indptr,
                                            std::vector<std::int32_t> kv_last_page_len)
-    : indices_(std::move(kv_page_indices)),
-      indptr_(std::move(kv_page_indptr)),
-      last_page_len_(std::move(kv_last_page_len)) {
-  check_indptr("kv_page_indptr", indptr_, batch_size() + 1,
-               static_cast<std::int64_t>(indices_.size()));
-  for (std::size_t row = 0; row < last_page_len_.size(); ++row) {
-    const bool has_pages = indptr_[row + 1] > indptr_[row];
-    require(has_pages ? last_page_len_[row] > 0 : last_page_len_[row] == 0,
-            "kv_last_page_len: got ", last_page_len_[row], " for row ", row, " with ",
-            indptr_[row + 1] - indptr_[row], " pages; expected ", has_pages ? "at least 1" : "0");
+    : FlashInferPackedData(Arrays{std::move(kv_page_indices), std::move(kv_page_indptr),
+                                  std::move(kv_last_page_len), /*pool_id=*/0, /*pool_epoch=*/0}) {
+  const auto& [indices, indptr, lengths, pool_id, epoch] = *arrays_;
+  check_indptr("kv_page_indptr", indptr, batch_size() + 1,
+               static_cast<std::int64_t>(indices.size()));
+  for (std::size_t row = 0; row < lengths.size(); ++row) {
+    const bool has_pages = indptr[row + 1] > indptr[row];
+    require(has_pages ? lengths[row] > 0 : lengths[row] == 0, "kv_last_page_len: got ",
+            lengths[row], " for row ", row, " with ", indptr[row + 1] - indptr[row],
+            " pages; expected ", has_pages ? "at least 1" : "0");
   }
   // All sign bits first: a search branches at every page.
   std::int32_t signs = 0;
-  for (const PageId page : indices_) signs |= page;
+  for (const PageId page : indices) signs |= page;
   if (signs < 0) {
     const auto negative =
-        std::find_if(indices_.begin(), indices_.end(), [](PageId page) { return page < 0; });
-    require(false, "kv_page_indices: entry ", negative - indices_.begin(),
+        std::find_if(indices.begin(), indices.end(), [](PageId page) { return page < 0; });
+    require(false, "kv_page_indices: entry ", negative - indices.begin(),
             " is negative; expected page ids from 0 on");
   }
 }
 
 std::int64_t FlashInferPackedData::kv_len(std::int64_t row, int page_size) const {
   require(row >= 0 && row < batch_size(), "row: got ", row, "; expected 0 <= row < ", batch_size());
-  const std::int64_t num_pages = indptr_[row + 1] - indptr_[row];
-  return num_pages == 0 ? 0 : (num_pages - 1) * page_size + last_page_len_[row];
+  const std::int64_t num_pages = arrays_->indptr[row + 1] - arrays_->indptr[row];
+  return num_pages == 0 ? 0 : (num_pages - 1) * page_size + arrays_->last_page_len[row];
 }
 
 FlashInferPackedData FlashInferPackedData::to_device(Device device) const {
@@ -48,8 +51,8 @@ FlashInferPackedData FlashInferPackedData::to_device(Device device) const {
 }
 
 std::string FlashInferPackedData::to_string() const {
-  return concat("FlashInferPackedData(batch_size=", batch_size(), ", total_pages=", indices_.size(),
-                ")");
+  return concat("FlashInferPackedData(batch_size=", batch_size(),
+                ", total_pages=", arrays_->indices.size(), ")");
 }
 
 }  // namespace seqattn

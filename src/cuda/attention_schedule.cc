@@ -13,13 +13,15 @@ namespace {
 
 constexpr std::int64_t kMaxUint32 = std::numeric_limits<std::uint32_t>::max();
 
-// Sorts so that blocks which take tiles in turn end at about the same time.
-std::vector<Fa3Tile> fa3_tiles(const ScheduleOptions& options, const AttentionPlan& plan,
-                               std::int64_t count) {
+// Costliest first; of equal ones, in the order of the batch.
+std::vector<Fa3Tile> sorted_fa3_tiles(const ScheduleOptions& options, const AttentionPlan& plan,
+                                      std::int64_t count) {
   const AttentionShape& shape = options.shape;
   const std::int64_t tile_rows = fa3_tile_rows(shape);
   std::vector<Fa3Tile> tiles;
+  std::vector<std::uint64_t> keys;  // by cost, falling, then by place
   tiles.reserve(static_cast<std::size_t>(count));
+  keys.reserve(static_cast<std::size_t>(count));
   for (std::size_t i = 0; i < plan.rows.size(); ++i) {
     const AttentionRow& row = plan.rows[i];
     if (path_of(options, !plan.mask.empty(), row) != RowPath::kFa3) continue;
@@ -29,13 +31,16 @@ std::vector<Fa3Tile> fa3_tiles(const ScheduleOptions& options, const AttentionPl
       if (shape.causal) end = std::min(end, position + tile_rows);
       if (shape.window_left >= 0) begin = std::max<std::int64_t>(0, position - shape.window_left);
       // Start and end of a tile take about as long as two tiles of keys.
-      tiles.push_back({end - begin + 2 * tile_rows, static_cast<std::int32_t>(i),
-                       static_cast<std::int32_t>(first / tile_rows)});
+      const auto cost = static_cast<std::uint64_t>(end - begin + 2 * tile_rows);
+      keys.push_back(~cost << 32 | tiles.size());
+      tiles.push_back({static_cast<std::int32_t>(i), static_cast<std::int32_t>(first / tile_rows)});
     }
   }
-  std::stable_sort(tiles.begin(), tiles.end(),
-                   [](const Fa3Tile& a, const Fa3Tile& b) { return a.cost > b.cost; });
-  return tiles;
+  std::sort(keys.begin(), keys.end());
+  std::vector<Fa3Tile> sorted;
+  sorted.reserve(tiles.size());
+  for (const std::uint64_t key : keys) sorted.push_back(tiles[key & kMaxUint32]);
+  return sorted;
 }
 
 ScheduleCounts count(const ScheduleOptions& options, const AttentionPlan& plan) {
@@ -108,14 +113,14 @@ ScheduleLayout::Blocks take_blocks(ScheduleLayout& layout, std::int64_t count) {
   return blocks;
 }
 
-ScheduleLayout lay_out(const ScheduleOptions& options, const ScheduleCounts& size) {
+ScheduleLayout lay_out(const ScheduleCounts& size) {
   ScheduleLayout layout{};
   layout.size = size;
   layout.totals = take(layout, kNumTotals);
   layout.page_indptr = take(layout, size.rows + 1);
   layout.last_page_len = take(layout, size.rows);
   layout.q_indptr = take(layout, size.rows + 1);
-  layout.append_begin = take(layout, size.rows);
+  layout.q_position = take(layout, size.rows);
   layout.out_begin = take(layout, size.rows);
   layout.is_large = take(layout, size.rows, 1);
   layout.mask_indptr = take(layout, size.mask_bytes > 0 ? size.rows : 0);
@@ -126,13 +131,7 @@ ScheduleLayout lay_out(const ScheduleOptions& options, const ScheduleCounts& siz
     layout.small[tile] = take_blocks(layout, size.small_blocks[tile]);
   }
   layout.large = take_blocks(layout, size.fa2_tiles + size.fa3_as_fa2);
-  const std::int64_t fa3_items = size.fa3_tiles * options.shape.num_qo_heads;
-  for (std::size_t* array :
-       {&layout.fa3_q_tile, &layout.fa3_q_begin, &layout.fa3_page_begin, &layout.fa3_q_len,
-        &layout.fa3_kv_len, &layout.fa3_head, &layout.fa3_row}) {
-    *array = take(layout, fa3_items);
-  }
-  layout.fa3_work = take(layout, fa3_items > 0 ? options.num_sms + 1 : 0);
+  layout.fa3_tiles = take(layout, size.fa3_tiles, sizeof(Fa3Tile));
   layout.mask_bits = take(layout, size.mask_bytes, 1);
   layout.page_indices = take(layout, size.pages);
   return layout;
@@ -182,8 +181,8 @@ Schedule measure_schedule(const ScheduleOptions& options, const AttentionPlan& p
   if (options.fixed_size()) check_capacity(options, plan);
   const ScheduleCounts size = options.fixed_size() ? largest_counts(options) : schedule.counts;
   check_limits(options, plan, size);
-  schedule.layout = lay_out(options, size);
-  schedule.fa3_tiles = fa3_tiles(options, plan, schedule.counts.fa3_tiles);
+  schedule.layout = lay_out(size);
+  schedule.fa3_tiles = sorted_fa3_tiles(options, plan, schedule.counts.fa3_tiles);
   return schedule;
 }
 

@@ -6,12 +6,12 @@
 #include <vector>
 
 #include "attention_plan.h"
+#include "fa3_tile.h"
 #include "row_policy.h"
 #include "seqattn/batch_attention.h"
 
 // How a batch becomes kernel launches. Host code without CUDA: everything in here is a pure
 // function of the batch's rows and of what the build and the device have.
-//
 namespace seqattn {
 
 // How many of everything a batch takes.
@@ -35,23 +35,15 @@ struct ScheduleLayout {
   };
   std::size_t totals;  // int32 [kNumTotals], for kernels whose launch is fixed
   std::size_t page_indices, page_indptr, last_page_len, q_indptr;  // as in Fa2Batch
-  std::size_t append_begin;                            // [rows]: position of the first new token
+  std::size_t q_position;                              // [rows]: position of the first query
   std::size_t out_begin;                               // [rows]: see Fa2Batch
   std::size_t is_large;                                // bytes [rows]: 1 for rows of large and fa3
   std::size_t merge_token, merge_begin, merge_chunks;  // [small_tokens]
   std::array<Blocks, kNumTiles> small;
-  Blocks large;  // those of large rows, then those of fa3 rows
-  std::size_t fa3_q_tile, fa3_q_begin, fa3_page_begin, fa3_q_len, fa3_kv_len, fa3_head, fa3_row;
-  std::size_t fa3_work;  // [num_sms + 1]
+  Blocks large;           // those of large rows, then those of fa3 rows
+  std::size_t fa3_tiles;  // Fa3Tile [fa3_tiles]
   std::size_t mask_bits, mask_indptr;
   std::size_t bytes = 0;  // of it all; page_indices are the last
-};
-
-// A query tile of an FA3 row, and the keys that it meets.
-struct Fa3Tile {
-  std::int64_t cost = 0;
-  std::int32_t row = 0;
-  std::int32_t tile = 0;
 };
 
 enum Total { kTotalRows, kTotalTokens, kTotalSmallTokens, kNumTotals };

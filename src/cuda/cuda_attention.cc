@@ -86,6 +86,8 @@ class CudaAttention final : public AttentionKernel {
 
   ScheduleOptions options_;
   KernelChoice kernels_;
+  int num_sms_ = 0;
+  bool overlaps_launches_ = false;  // launch.h
   std::string name_;
   std::optional<Schedule> schedule_;
   Staging staging_{/*wants_device=*/false};
@@ -98,8 +100,12 @@ CudaAttention::CudaAttention(const AttentionShape& shape, const PlanCapacity& ca
     : options_{.shape = shape, .capacity = capacity}, kernels_(choose_kernels(shape)) {
   const DeviceGuard guard(shape.device.index);
   kernels_.prepare();
-  SEQATTN_CUDA_CHECK(cudaDeviceGetAttribute(&options_.num_sms, cudaDevAttrMultiProcessorCount,
-                                            shape.device.index));
+  int major = 0;
+  SEQATTN_CUDA_CHECK(
+      cudaDeviceGetAttribute(&num_sms_, cudaDevAttrMultiProcessorCount, shape.device.index));
+  SEQATTN_CUDA_CHECK(
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, shape.device.index));
+  overlaps_launches_ = major >= 9;
   options_.has_fa3 = kernels_.fa3 != nullptr;
   name_ = kernels_.name(/*fa2=*/true, options_.has_fa3);
   if (!fixed_size()) return;
@@ -193,7 +199,7 @@ void CudaAttention::append(std::span<const Plane> planes, std::span<const Tensor
       planes, tensors,
       {.page_indices = ints(layout.page_indices),
        .page_begin = ints(layout.page_indptr),
-       .begin = ints(layout.append_begin),
+       .begin = ints(layout.q_position),
        .indptr = ints(layout.q_indptr),
        .num_rows = static_cast<std::int32_t>(layout.size.rows),
        .num_tokens = fixed_size() ? options_.capacity.max_q_tokens : schedule.num_q_tokens,
@@ -224,6 +230,7 @@ Fa2Call CudaAttention::fa2_call(std::span<const Plane> planes, const TensorView&
   call.window_left = schedule_->has_mask ? -1 : shape.window_left;  // a mask holds the window
   call.sm_scale = shape.sm_scale;
   call.logits_soft_cap = shape.logits_soft_cap;
+  call.overlap_launch = overlaps_launches_;
   return call;
 }
 
@@ -287,7 +294,8 @@ void CudaAttention::run_small(const Fa2Call& base, const TensorView& out, const 
                          .begin = ints(layout.merge_begin),
                          .count = ints(layout.merge_chunks),
                          .num_tokens = layout.size.small_tokens,
-                         .num_tokens_device = total(kTotalSmallTokens)},
+                         .num_tokens_device = total(kTotalSmallTokens),
+                         .overlap_launch = overlaps_launches_},
                         out, lse, sink_logits, stream);
 }
 
@@ -324,15 +332,13 @@ void CudaAttention::run_fa3(const Fa2Call& base, std::int64_t num_q_tokens,
                             cudaStream_t stream) const {
   const ScheduleLayout& layout = schedule_->layout;
   Fa3Call call;
-  call.items = {.work = ints(layout.fa3_work),
-                .q_tile = ints(layout.fa3_q_tile),
-                .q_begin = ints(layout.fa3_q_begin),
-                .page_begin = ints(layout.fa3_page_begin),
-                .q_len = ints(layout.fa3_q_len),
-                .kv_len = ints(layout.fa3_kv_len),
-                .head = ints(layout.fa3_head),
-                .row = ints(layout.fa3_row)};
-  call.page_indices = base.batch.page_indices;
+  call.batch = {.page_indices = base.batch.page_indices,
+                .page_indptr = base.batch.page_indptr,
+                .q_indptr = base.batch.q_indptr,
+                .q_position = ints(layout.q_position),
+                .tiles = at<Fa3Tile>(layout.fa3_tiles),
+                .num_tiles = static_cast<std::int32_t>(schedule_->counts.fa3_tiles)};
+  call.num_blocks = num_sms_;
   call.keys = base.keys;
   call.values = base.values;
   call.page_size = base.page_size;

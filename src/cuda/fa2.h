@@ -68,6 +68,7 @@ struct Fa2Call {
   int window_left = -1;
   float sm_scale = 1;
   float logits_soft_cap = 0;
+  bool overlap_launch = false;  // launch.h
 };
 
 // One line of the instance list (instances.cmake): its kernels for each tile.

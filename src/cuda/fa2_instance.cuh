@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "fa2.h"
+#include "launch.h"
 
 namespace seqattn {
 namespace fa2 {
@@ -135,10 +136,11 @@ struct Kernel {
   static cudaError_t run(const Fa2Call& call, cudaStream_t stream) {
     P p = params(call);
     void* args[] = {&p};
-    const dim3 grid(call.blocks.count, 1, call.num_kv_heads);
-    const dim3 block(32, Traits::NUM_WARPS_Q, Traits::NUM_WARPS_KV);
-    return cudaLaunchKernel(reinterpret_cast<const void*>(function()), grid, block, args,
-                            kSharedBytes, stream);
+    const LaunchShape shape{.grid = dim3(call.blocks.count, 1, call.num_kv_heads),
+                            .block = dim3(32, Traits::NUM_WARPS_Q, Traits::NUM_WARPS_KV),
+                            .shared_bytes = kSharedBytes};
+    return launch(reinterpret_cast<const void*>(function()), shape, args, stream,
+                  call.overlap_launch);
   }
 };
 

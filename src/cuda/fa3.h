@@ -6,27 +6,25 @@
 #include <span>
 
 #include "fa2.h"
+#include "fa3_tile.h"
 #include "seqattn/types.h"
 
 // FlashInfer's FA3 kernels (Hopper) behind plain types; see fa2.h.
 namespace seqattn {
 
-// Tiles of query heads, in device memory, dealt to thread blocks: block b takes items work[b] to
-// work[b + 1]. A tile is 192 queries of one head for head_dim 64, else 128.
-struct Fa3Items {
-  const std::int32_t* work = nullptr;    // [multiprocessors + 1]
-  const std::int32_t* q_tile = nullptr;  // [items], and so on
-  const std::int32_t* q_begin = nullptr;
-  const std::int32_t* page_begin = nullptr;
-  const std::int32_t* q_len = nullptr;
-  const std::int32_t* kv_len = nullptr;
-  const std::int32_t* head = nullptr;
-  const std::int32_t* row = nullptr;
+// The batch's tables, in device memory.
+struct Fa3Batch {
+  const std::int32_t* page_indices = nullptr;
+  const std::int32_t* page_indptr = nullptr;  // [rows + 1]
+  const std::int32_t* q_indptr = nullptr;     // [rows + 1]
+  const std::int32_t* q_position = nullptr;   // [rows]: where in its row the first query stands
+  const Fa3Tile* tiles = nullptr;             // [num_tiles], costliest first
+  std::int32_t num_tiles = 0;
 };
 
 struct Fa3Call {
-  Fa3Items items;
-  const std::int32_t* page_indices = nullptr;
+  Fa3Batch batch;
+  int num_blocks = 0;  // of the device, one a multiprocessor
   Fa2Cache keys, values;
   int page_size = 0;
   int num_qo_heads = 0;
@@ -46,7 +44,8 @@ struct Fa3Instance {
   DType dtype;
   int head_dim;
   bool causal;
-  bool general;  // window and soft cap as well
+  bool general;              // window and soft cap as well
+  cudaError_t (*prepare)();  // sets attributes, once a device
   cudaError_t (*run)(const Fa3Call&, cudaStream_t);
 };
 

@@ -49,50 +49,130 @@ struct GeneralAttention {
   })
 };
 
+struct Options {
+  float sm_scale;
+  float logits_soft_cap;
+};
+
+// What FlashInfer's kernel asks for its next tile; the deal is that of fa3_tile.h, worked out here
+// rather than written down for every head of every tile.
+class TileScheduler {
+ public:
+  struct Params {
+    Fa3Batch batch;
+    std::int32_t num_items;
+    cutlass::FastDivmod heads, group;
+  };
+
+  struct WorkTileInfo {
+    std::int32_t round = 0, item = 0;
+    int q_tile = 0, qo_head = 0, kv_head = 0, q_begin = 0, page_begin = 0, q_len = 0, kv_len = 0,
+        row = 0;
+
+    CUTLASS_DEVICE bool is_valid(const Params& params) const { return item < params.num_items; }
+    CUTLASS_DEVICE auto get_block_coord(const Params&) const {
+      return cute::tuple{q_tile, qo_head, kv_head, q_begin, page_begin, q_len, kv_len, row};
+    }
+  };
+
+  CUTLASS_DEVICE WorkTileInfo get_initial_work(const Params& params) const {
+    return work(params, 0);
+  }
+  template <bool kIsProducer = false>
+  CUTLASS_DEVICE WorkTileInfo get_next_work(const Params& params, const WorkTileInfo& now) const {
+    return work(params, now.round + 1);
+  }
+  CUTLASS_DEVICE void init_consumer() const {}
+  CUTLASS_DEVICE void prefetch_next_work(const Params&, WorkTileInfo&) const {}
+  CUTLASS_DEVICE void broadcast_next_work(WorkTileInfo&) const {}
+
+ private:
+  CUTLASS_DEVICE static WorkTileInfo work(const Params& params, std::int32_t round) {
+    WorkTileInfo info;
+    info.round = round;
+    info.item = fa3_item(round, static_cast<std::int32_t>(blockIdx.x),
+                         static_cast<std::int32_t>(gridDim.x));
+    if (!info.is_valid(params)) return info;
+    const Fa3Batch& batch = params.batch;
+    int tile;
+    params.heads(tile, info.qo_head, info.item);
+    info.kv_head = params.group.divide(info.qo_head);
+    info.q_tile = batch.tiles[tile].tile;
+    info.row = batch.tiles[tile].row;
+    info.q_begin = batch.q_indptr[info.row];
+    info.q_len = batch.q_indptr[info.row + 1] - info.q_begin;
+    info.kv_len = batch.q_position[info.row] + info.q_len;
+    info.page_begin = batch.page_indptr[info.row];
+    return info;
+  }
+};
+
 template <class T, int kHeadDim, bool kCausal, bool kGeneral>
-cudaError_t run(const Fa3Call& call, cudaStream_t stream) {
-  using Params = flashinfer::BatchPrefillPagedParams<T, T, T, std::int32_t>;
+struct Kernel {
   using Variant = std::conditional_t<kGeneral, GeneralAttention, flashinfer::StandardAttention>;
-  constexpr auto kMask = kCausal ? flashinfer::MaskMode::kCausal : flashinfer::MaskMode::kNone;
-  const auto ints = [](const std::int32_t* from) { return const_cast<std::int32_t*>(from); };
-  Params p{};
-  p.q_ptr = static_cast<T*>(const_cast<void*>(call.q));
-  p.k_ptr = static_cast<T*>(call.keys.data);
-  p.v_ptr = static_cast<T*>(call.values.data);
-  p.o_ptr = static_cast<T*>(call.out);
-  p.lse_ptr = call.lse;
-  p.qo_tile_indices = ints(call.items.q_tile);
-  p.qo_indptr = ints(call.items.q_begin);
-  p.kv_indptr = ints(call.items.page_begin);
-  p.kv_indices = ints(call.page_indices);
-  p.qo_lens = ints(call.items.q_len);
-  p.kv_lens = ints(call.items.kv_len);
-  p.head_indices = ints(call.items.head);
-  p.work_indptr = ints(call.items.work);
-  p.batch_indices = ints(call.items.row);
-  p.additional_params.logits_soft_cap = call.logits_soft_cap;
-  p.additional_params.sm_scale = call.sm_scale;
-  p.q_stride_n = call.q_token_stride;
-  p.q_stride_h = call.q_head_stride;
-  p.o_stride_n = std::int64_t{call.num_qo_heads} * kHeadDim;
-  p.o_stride_h = kHeadDim;
-  p.k_stride_n = call.keys.token_stride;
-  p.k_stride_h = call.keys.head_stride;
-  p.k_page_stride = call.keys.page_stride;
-  p.v_stride_n = call.values.token_stride;
-  p.v_stride_h = call.values.head_stride;
-  p.v_page_stride = call.values.page_stride;
-  p.nnz_qo = call.num_q_tokens;
-  p.num_qo_heads = call.num_qo_heads;
-  p.num_kv_heads = call.num_kv_heads;
-  p.group_size = call.num_qo_heads / call.num_kv_heads;
-  p.page_size = call.page_size;
-  p.window_left = call.window_left;
-  p.causal = kCausal;
-  return flashinfer::BatchPrefillWithPagedKVCacheDispatched<kHeadDim, kHeadDim, kMask,
-                                                            /*LEFT_SLIDING_WINDOW=*/kGeneral,
-                                                            /*SAME_SCHEDULE_FOR_ALL_HEADS=*/false,
-                                                            Variant, Params>(p, false, stream);
+  // Keys that a step takes: FlashInfer's own choice for each head_dim.
+  static constexpr int kKeys = kHeadDim == 256 ? 32 : 96;
+  static constexpr int kQueries = kHeadDim == 64 ? 192 : 128;
+  using Traits =
+      flashinfer::AttentionKernelTraits</*USE_TMA_LOAD_KV=*/false, kHeadDim, kHeadDim, kQueries,
+                                        kKeys, /*NUM_STAGES=*/2, T, T, T, std::int32_t, Variant>;
+  using Mainloop = flashinfer::SparseCollectiveMainloop<Options, Traits, kCausal>;
+  using Epilogue = flashinfer::CollectiveEpilogue<Traits>;
+  static constexpr int kSharedBytes = sizeof(typename Traits::SharedStorage);
+
+  static const void* function() {
+    return reinterpret_cast<const void*>(
+        flashinfer::PrefillWithKVCacheKernel<Mainloop, Epilogue, Traits,
+                                             /*LEFT_SLIDING_WINDOW=*/kGeneral, kCausal,
+                                             TileScheduler>);
+  }
+
+  static cudaError_t prepare() {
+    return cudaFuncSetAttribute(function(), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                kSharedBytes);
+  }
+
+  static typename Mainloop::Params mainloop_params(const Fa3Call& call) {
+    const auto cache_layout = [&](const Fa2Cache& cache) {
+      return flashinfer::get_gmem_layout(/*nnz=*/0, call.num_kv_heads, kHeadDim, cache.token_stride,
+                                         cache.head_stride);
+    };
+    return Mainloop::to_underlying_arguments(
+        {static_cast<const T*>(call.q),
+         flashinfer::get_gmem_layout(call.num_q_tokens, call.num_qo_heads, kHeadDim,
+                                     call.q_token_stride, call.q_head_stride),
+         static_cast<const T*>(call.keys.data), cache_layout(call.keys),
+         static_cast<const T*>(call.values.data), cache_layout(call.values),
+         const_cast<std::int32_t*>(call.batch.page_indices), call.window_left,
+         call.keys.page_stride, call.values.page_stride, static_cast<std::uint32_t>(call.page_size),
+         Options{call.sm_scale, call.logits_soft_cap}});
+  }
+
+  static typename Epilogue::Params epilogue_params(const Fa3Call& call) {
+    return Epilogue::to_underlying_arguments(
+        {static_cast<T*>(call.out),
+         flashinfer::get_gmem_layout(call.num_q_tokens, call.num_qo_heads, kHeadDim,
+                                     std::int64_t{call.num_qo_heads} * kHeadDim, kHeadDim),
+         call.lse, flashinfer::get_lse_gmem_layout(call.num_q_tokens, call.num_qo_heads)});
+  }
+
+  static cudaError_t run(const Fa3Call& call, cudaStream_t stream) {
+    typename Mainloop::Params mainloop = mainloop_params(call);
+    typename Epilogue::Params epilogue = epilogue_params(call);
+    typename TileScheduler::Params scheduler{
+        call.batch, call.batch.num_tiles * call.num_qo_heads,
+        cutlass::FastDivmod(call.num_qo_heads),
+        cutlass::FastDivmod(call.num_qo_heads / call.num_kv_heads)};
+    void* args[] = {&mainloop, &epilogue, &scheduler};
+    return cudaLaunchKernel(function(), dim3(call.num_blocks), dim3(Traits::NUM_WARPS * 32), args,
+                            kSharedBytes, stream);
+  }
+};
+
+template <class T, int kHeadDim, bool kCausal, bool kGeneral>
+constexpr Fa3Instance make(DType dtype) {
+  using K = Kernel<T, kHeadDim, kCausal, kGeneral>;
+  return {dtype, kHeadDim, kCausal, kGeneral, K::prepare, K::run};
 }
 
 }  // namespace fa3

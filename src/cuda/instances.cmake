@@ -56,8 +56,8 @@ function(seqattn_generate_instances folder with_fa3 fa2_variable fa3_variable ta
       set(group fa3_${dtype}_${head_dim})
       list(APPEND groups ${group})
       string(APPEND entries_of_${group}
-        "    {DType::${dtype_name}, ${head_dim}, ${is_causal_${mask}}, ${is_general},\n"
-        "     fa3::run<${fa3_type_of_${dtype}}, ${head_dim}, ${is_causal_${mask}}, ${is_general}>},\n")
+        "    fa3::make<${fa3_type_of_${dtype}}, ${head_dim}, ${is_causal_${mask}}, ${is_general}>(\n"
+        "        DType::${dtype_name}),\n")
       math(EXPR size_of_${group} "0${size_of_${group}} + 1")
     endif()
   endforeach()

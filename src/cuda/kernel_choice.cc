@@ -75,6 +75,7 @@ KernelChoice choose_kernels(const AttentionShape& shape) {
 void KernelChoice::prepare() const {
   check_cuda(unmasked->prepare(), "cudaFuncSetAttribute");
   check_cuda(masked->prepare(), "cudaFuncSetAttribute");
+  if (fa3 != nullptr) check_cuda(fa3->prepare(), "cudaFuncSetAttribute");
 }
 
 std::string KernelChoice::name(bool uses_fa2, bool uses_fa3) const {

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cuda_check.h"
+#include "launch.h"
 #include "merge_kernels.h"
 
 namespace seqattn {
@@ -11,6 +12,8 @@ namespace {
 
 constexpr int kWarp = 32;
 constexpr int kWarpsPerBlock = 4;
+// A merge of no more heads of tokens leaves most of a device idle: a block each then, not a warp.
+constexpr std::int64_t kFewItems = 2048;
 constexpr float kLn2 = 0.693147180559945309f;
 constexpr float kLog2E = 1.44269504088896341f;
 
@@ -65,6 +68,12 @@ struct Sinks {
   }
 };
 
+__device__ void wait_for_predecessor() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // What a warp works on: one head of one token.
 __device__ bool take_item(std::int64_t num_tokens, int num_heads, std::int64_t* token, int* head) {
   const std::int64_t item =
@@ -108,23 +117,62 @@ __device__ inline void store4<__nv_bfloat16>(__nv_bfloat16* to, float4 x) {
   to[2] = __float2bfloat16_rn(x.z), to[3] = __float2bfloat16_rn(x.w);
 }
 
-template <class Out>
+// The partial results of one head of one token, four elements of each a lane.
+struct PartialReader {
+  const float* out;
+  std::int64_t first, stride;  // in partials
+  int head_dim, element;
+
+  __device__ float4 load(int i) const {
+    return *reinterpret_cast<const float4*>(out + (first + i * stride) * head_dim + element);
+  }
+};
+
+// Partials are summed in kStreams interleaved streams, each in order, and these pairwise: the same
+// bits whether one warp walks all streams or each of kStreams warps walks one.
+constexpr int kStreams = kWarpsPerBlock;
+constexpr int kLoadsAhead = 8;  // of a warp
+
+__device__ void add_weighted(float4& sum, float weight, const float4& x) {
+  if (weight == 0) return;  // a partial that saw nothing may hold anything
+  sum.x = __fmaf_rn(weight, x.x, sum.x);
+  sum.y = __fmaf_rn(weight, x.y, sum.y);
+  sum.z = __fmaf_rn(weight, x.z, sum.z);
+  sum.w = __fmaf_rn(weight, x.w, sum.w);
+}
+
+__device__ float4 sum_of(const float4& a, const float4& b) {
+  return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
+}
+
+__device__ float4 sum_of_streams(const float4 (&sum)[kStreams]) {
+  return sum_of(sum_of(sum[0], sum[1]), sum_of(sum[2], sum[3]));
+}
+
+// kShared: a block takes one head of one token, a stream a warp; for few of them. Otherwise a warp
+// takes one.
+template <class Out, bool kShared>
 __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
     merge_partials(PartialResults partials, Tokens out, Tokens lse, Sinks sinks, int num_heads,
                    int head_dim) {
+  __shared__ float4 shared_sums[kStreams][kWarp];
   const std::int64_t num_tokens =
       partials.num_tokens_device != nullptr ? *partials.num_tokens_device : partials.num_tokens;
-  std::int64_t item;
-  int head;
-  if (!take_item(num_tokens, num_heads, &item, &head)) return;
-  const int lane = threadIdx.x % kWarp;
-  const std::int64_t first = static_cast<std::int64_t>(partials.begin[item]) * num_heads + head;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const std::int64_t place =
+      kShared ? blockIdx.x : static_cast<std::int64_t>(blockIdx.x) * kWarpsPerBlock + warp;
+  const std::int64_t item = place / num_heads;
+  const int head = static_cast<int>(place % num_heads);
+  if (item >= num_tokens) return;
+  const std::int64_t token = partials.token[item];
   const int count = partials.count[item];
+  PartialReader reader{partials.out,
+                       static_cast<std::int64_t>(partials.begin[item]) * num_heads + head,
+                       num_heads, head_dim, lane * 4};
+  wait_for_predecessor();
 
   // Each lane looks after every 32nd partial: many loads at once, since they are what takes time.
-  const auto lse_of = [&](int i) {
-    return seen(partials.lse[first + static_cast<std::int64_t>(i) * num_heads]);
-  };
+  const auto lse_of = [&](int i) { return seen(partials.lse[reader.first + i * reader.stride]); };
   const float sink = sinks.base2(head);
   float max = -INFINITY;
   for (int i = lane; i < count; i += kWarp) max = fmaxf(max, lse_of(i));
@@ -132,32 +180,43 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
   float sum = 0;
   for (int i = lane; i < count; i += kWarp) sum += exp2f(lse_of(i) - subtracted);
   sum = warp_sum(sum) + exp2f(sink - subtracted);
-  const std::int64_t token = partials.token[item];
   const float scale = sum == 0 ? 0.0f : 1 / sum;
   Out* const to = static_cast<Out*>(out.data) + out.offset(token, head);
-  for (int begin = 0; begin < head_dim; begin += kWarp * 4) {
-    const int d = begin + lane * 4;
-    float4 total = {0, 0, 0, 0};
+
+  constexpr int kStep = kShared ? kStreams : 1;
+  for (; reader.element < head_dim + lane * 4; reader.element += kWarp * 4) {
+    const bool in_head = reader.element < head_dim;
+    float4 sums[kStreams] = {};
     for (int i = 0; i < count; i += kWarp) {
       const float own = i + lane < count ? exp2f(lse_of(i + lane) - subtracted) * scale : 0;
       const int end = min(kWarp, count - i);
-#pragma unroll 8
-      for (int k = 0; k < end; ++k) {
-        const float weight = __shfl_sync(~0u, own, k);
-        const std::int64_t partial = first + static_cast<std::int64_t>(i + k) * num_heads;
-        float4 x = {0, 0, 0, 0};  // of a partial that saw nothing, which may hold anything
-        if (weight != 0 && d < head_dim) {
-          x = *reinterpret_cast<const float4*>(partials.out + partial * head_dim + d);
+      for (int begin = kShared ? warp : 0; begin < end; begin += kStep * kLoadsAhead) {
+        float4 x[kLoadsAhead];
+#pragma unroll
+        for (int k = 0; k < kLoadsAhead; ++k) {
+          const int at = begin + k * kStep;
+          if (at < end && in_head) x[k] = reader.load(i + at);
         }
-        total.x += weight * x.x;
-        total.y += weight * x.y;
-        total.z += weight * x.z;
-        total.w += weight * x.w;
+#pragma unroll
+        for (int k = 0; k < kLoadsAhead; ++k) {
+          const int at = begin + k * kStep;
+          const float weight = __shfl_sync(~0u, own, at % kWarp);
+          if (at < end && in_head) add_weighted(sums[kShared ? 0 : k % kStreams], weight, x[k]);
+        }
       }
     }
-    if (d < head_dim) store4(to + d, total);
+    if constexpr (kShared) {
+      shared_sums[warp][lane] = sums[0];
+      __syncthreads();
+#pragma unroll
+      for (int k = 0; k < kStreams; ++k) sums[k] = shared_sums[k][lane];
+      __syncthreads();
+    }
+    if (in_head && (!kShared || warp == 0)) store4(to + reader.element, sum_of_streams(sums));
   }
-  if (lse && lane == 0) lse.store(lse.offset(token, head), (subtracted + log2f(sum)) * kLn2);
+  if (lse && threadIdx.x == (kShared ? 0 : warp * kWarp)) {
+    lse.store(lse.offset(token, head), (subtracted + log2f(sum)) * kLn2);
+  }
 }
 
 __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
@@ -217,25 +276,32 @@ void launch_merge_partials(const PartialResults& partials, const TensorView& out
                            const TensorView& lse, const TensorView& sink_logits,
                            cudaStream_t stream) {
   if (partials.num_tokens == 0) return;
-  const int num_heads = static_cast<int>(out.shape[1]), head_dim = static_cast<int>(out.shape[2]);
-  const unsigned blocks = blocks_for(partials.num_tokens, num_heads);
-  const Tokens to(out), to_lse = lse ? Tokens(lse) : Tokens();
-  const auto launch = [&](auto kernel) {
-    kernel<<<blocks, kWarp * kWarpsPerBlock, 0, stream>>>(partials, to, to_lse, Sinks(sink_logits),
-                                                          num_heads, head_dim);
+  int num_heads = static_cast<int>(out.shape[1]), head_dim = static_cast<int>(out.shape[2]);
+  const std::int64_t items = partials.num_tokens * num_heads;
+  const bool few = items <= kFewItems;
+  PartialResults from = partials;
+  Tokens to(out), to_lse = lse ? Tokens(lse) : Tokens();
+  Sinks sinks(sink_logits);
+  void* arguments[] = {&from, &to, &to_lse, &sinks, &num_heads, &head_dim};
+  const LaunchShape shape{
+      .grid = dim3(few ? static_cast<unsigned>(items) : blocks_for(partials.num_tokens, num_heads)),
+      .block = dim3(kWarp * kWarpsPerBlock)};
+  const auto with_type = [&]<class Out>(Out) {
+    const void* const kernel = few ? reinterpret_cast<const void*>(merge_partials<Out, true>)
+                                   : reinterpret_cast<const void*>(merge_partials<Out, false>);
+    check_cuda(launch(kernel, shape, arguments, stream, partials.overlap_launch), "merge_partials");
   };
   switch (out.dtype) {
     case DType::kFloat32:
-      launch(merge_partials<float>);
+      with_type(float{});
       break;
     case DType::kFloat16:
-      launch(merge_partials<__half>);
+      with_type(__half{});
       break;
     case DType::kBFloat16:
-      launch(merge_partials<__nv_bfloat16>);
+      with_type(__nv_bfloat16{});
       break;
   }
-  check_launch("merge_partials");
 }
 
 void launch_finish_large(const LargeRows& rows, const TensorView& out, const TensorView& lse,

@@ -18,6 +18,7 @@ struct PartialResults {
   const std::int32_t* count = nullptr;              // [num_tokens]: may be 0
   std::int64_t num_tokens = 0;                      // that the launch covers
   const std::int32_t* num_tokens_device = nullptr;  // that there are; null: as many
+  bool overlap_launch = false;                      // launch.h
 };
 
 // Merges in the order of the partials, adds sinks, writes out (float32 or 16-bit) and, where there

@@ -17,7 +17,6 @@ inline constexpr std::array<int, kNumTiles> kTileRows = {16, 64, 128};
 struct ScheduleOptions {
   AttentionShape shape;
   bool has_fa3 = false;   // on this device, in this build, for this shape
-  int num_sms = 0;        // thread blocks of FA3
   PlanCapacity capacity;  // where there is one: sizes are those of the largest batch
   bool fixed_size() const noexcept { return static_cast<bool>(capacity); }
 };

@@ -23,7 +23,8 @@ class Writer {
     write_tables();
     write_rows();
     pad_rows();
-    if (schedule_.counts.fa3_tiles > 0) write_fa3();
+    std::copy(schedule_.fa3_tiles.begin(), schedule_.fa3_tiles.end(),
+              reinterpret_cast<Fa3Tile*>(memory_ + layout_.fa3_tiles));
     std::int32_t* const totals = ints(layout_.totals);
     totals[kTotalRows] = static_cast<std::int32_t>(schedule_.counts.rows);
     totals[kTotalTokens] = static_cast<std::int32_t>(plan_.num_q_tokens);
@@ -41,7 +42,6 @@ class Writer {
   void write_large(std::size_t i, std::int64_t& next_block);
   void write_mask(const AttentionRow& row, std::uint8_t* bits) const;
   void pad_rows();
-  void write_fa3();
 
   void put_block(const ScheduleLayout::Blocks& blocks, std::int64_t at, std::size_t row,
                  std::int64_t q_tile, std::int64_t chunk, std::int64_t chunk_size) const {
@@ -70,7 +70,7 @@ void Writer::write_tables() {
     ints(layout_.last_page_len)[i] =
         static_cast<std::int32_t>(row.kv_len == 0 ? 0 : (row.kv_len - 1) % shape_.page_size + 1);
     ints(layout_.q_indptr)[i] = static_cast<std::int32_t>(row.q_begin);
-    ints(layout_.append_begin)[i] = static_cast<std::int32_t>(row.kv_len - row.q_len);
+    ints(layout_.q_position)[i] = static_cast<std::int32_t>(row.kv_len - row.q_len);
   }
 }
 
@@ -155,40 +155,6 @@ void Writer::pad_rows() {
     std::fill_n(valid, num_small_blocks_[tile], true);
     std::fill_n(valid + num_small_blocks_[tile],
                 layout_.size.small_blocks[tile] - num_small_blocks_[tile], false);
-  }
-}
-
-// Deals (tile, head) pairs, costliest first, to the blocks: from the first to the last, then back,
-// and so on, which evens the sums out.
-void Writer::write_fa3() {
-  const std::int64_t num_heads = shape_.num_qo_heads;
-  const std::int64_t num_items = schedule_.counts.fa3_tiles * num_heads;
-  const std::int64_t num_blocks = options_.num_sms;
-  const std::int64_t rounds = num_items / num_blocks, rest = num_items % num_blocks;
-  std::int32_t* const work = ints(layout_.fa3_work);
-  work[0] = 0;
-  for (std::int64_t block = 0; block < num_blocks; ++block) {
-    const std::int64_t place = rounds % 2 == 0 ? block : num_blocks - 1 - block;
-    work[block + 1] = static_cast<std::int32_t>(work[block] + rounds + (place < rest ? 1 : 0));
-  }
-  std::int64_t round = 0, place = 0;
-  for (const Fa3Tile& tile : schedule_.fa3_tiles) {
-    const AttentionRow& row = plan_.rows[static_cast<std::size_t>(tile.row)];
-    for (std::int64_t head = 0; head < num_heads; ++head) {
-      const std::int64_t block = round % 2 == 0 ? place : num_blocks - 1 - place;
-      const std::int64_t at = work[block] + round;
-      ints(layout_.fa3_q_tile)[at] = tile.tile;
-      ints(layout_.fa3_q_begin)[at] = static_cast<std::int32_t>(row.q_begin);
-      ints(layout_.fa3_page_begin)[at] = static_cast<std::int32_t>(row.page_begin);
-      ints(layout_.fa3_q_len)[at] = static_cast<std::int32_t>(row.q_len);
-      ints(layout_.fa3_kv_len)[at] = static_cast<std::int32_t>(row.kv_len);
-      ints(layout_.fa3_head)[at] = static_cast<std::int32_t>(head);
-      ints(layout_.fa3_row)[at] = tile.row;
-      if (++place == num_blocks) {
-        place = 0;
-        ++round;
-      }
-    }
   }
 }
 

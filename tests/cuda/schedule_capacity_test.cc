@@ -28,7 +28,6 @@ ScheduleOptions random_options(std::mt19937_64& random) {
   shape.page_size = std::vector{1, 3, 16, 128}[random() % 4];
   shape.window_left = random() % 4 == 0 ? static_cast<int>(random() % 5000) : -1;
   options.has_fa3 = true;
-  options.num_sms = 132;
   return options;
 }
 

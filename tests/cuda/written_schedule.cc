@@ -1,12 +1,23 @@
 #include "written_schedule.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace seqattn::testing {
 namespace {
 
 constexpr std::int64_t kPattern = 0x5a5a5a5a5a5a5a5a;
 constexpr std::size_t kMargin = 64;  // of memory_'s elements
+
+// Pages 0, 1, ...; the memory stays.
+std::span<const PageId> first_pages(std::size_t count) {
+  static const auto all = [] {
+    std::vector<PageId> pages(std::size_t{1} << 22);
+    std::iota(pages.begin(), pages.end(), 0);
+    return pages;
+  }();
+  return std::span(all).first(count);
+}
 
 }  // namespace
 
@@ -16,22 +27,23 @@ ScheduleOptions options_of(int num_qo_heads, int num_kv_heads, int head_dim, int
   options.shape.num_kv_heads = num_kv_heads;
   options.shape.head_dim = options.shape.head_dim_v = head_dim;
   options.shape.page_size = page_size;
-  options.num_sms = 132;
   return options;
 }
 
 AttentionPlan plan_of(const std::vector<Lengths>& lengths, int page_size) {
   AttentionPlan plan;
+  std::size_t num_pages = 0;
   for (const Lengths& row : lengths) {
-    plan.rows.push_back({.page_begin = static_cast<std::int64_t>(plan.page_indices.size()),
+    plan.rows.push_back({.page_begin = static_cast<std::int64_t>(num_pages),
                          .kv_len = row.kv_len,
                          .q_begin = plan.num_q_tokens,
                          .q_len = row.q_len});
     plan.num_q_tokens += row.q_len;
     for (std::int64_t token = 0; token < row.kv_len; token += page_size) {
-      plan.page_indices.push_back(static_cast<PageId>(plan.page_indices.size()));
+      ++num_pages;
     }
   }
+  plan.page_indices = first_pages(num_pages);
   return plan;
 }
 
@@ -82,20 +94,16 @@ std::vector<Block> WrittenSchedule::fa3_as_fa2() const {
   return list;
 }
 
-std::vector<std::vector<Fa3Item>> WrittenSchedule::fa3(int num_sms) const {
-  const auto work = ints(layout().fa3_work, num_sms + 1);
-  std::vector<std::vector<Fa3Item>> lists;
-  for (std::size_t block = 0; block + 1 < work.size(); ++block) {
-    auto& list = lists.emplace_back();
-    for (std::int32_t i = work[block]; i < work[block + 1]; ++i) {
-      const auto at = [&](std::size_t offset) { return ints(offset, i + 1).back(); };
-      list.push_back({.q_tile = at(layout().fa3_q_tile),
-                      .q_begin = at(layout().fa3_q_begin),
-                      .page_begin = at(layout().fa3_page_begin),
-                      .q_len = at(layout().fa3_q_len),
-                      .kv_len = at(layout().fa3_kv_len),
-                      .head = at(layout().fa3_head),
-                      .row = at(layout().fa3_row)});
+std::vector<std::vector<Fa3Item>> WrittenSchedule::fa3(int num_blocks, int num_heads) const {
+  const auto* const tiles = reinterpret_cast<const Fa3Tile*>(
+      reinterpret_cast<const std::byte*>(memory_.data()) + layout().fa3_tiles);
+  const std::int64_t num_items = schedule_.counts.fa3_tiles * num_heads;
+  std::vector<std::vector<Fa3Item>> lists(static_cast<std::size_t>(num_blocks));
+  for (int block = 0; block < num_blocks; ++block) {
+    for (int round = 0;; ++round) {
+      const std::int32_t item = fa3_item(round, block, num_blocks);
+      if (item >= num_items) break;
+      lists[static_cast<std::size_t>(block)].push_back({tiles[item / num_heads], item % num_heads});
     }
   }
   return lists;

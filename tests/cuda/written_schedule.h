@@ -16,7 +16,7 @@ struct Lengths {
   std::int64_t kv_len = 0;
 };
 
-// A causal attention on a device of 132 multiprocessors.
+// A causal attention.
 ScheduleOptions options_of(int num_qo_heads, int num_kv_heads, int head_dim, int page_size = 16);
 
 // A batch of such rows over pages 0, 1, ...
@@ -29,7 +29,8 @@ struct Block {
 };
 
 struct Fa3Item {
-  std::int32_t q_tile = 0, q_begin = 0, page_begin = 0, q_len = 0, kv_len = 0, head = 0, row = 0;
+  Fa3Tile tile;
+  std::int32_t head = 0;
 };
 
 class WrittenSchedule {
@@ -48,8 +49,8 @@ class WrittenSchedule {
   std::vector<Block> small(int tile) const;
   std::vector<Block> large() const;       // those of large rows
   std::vector<Block> fa3_as_fa2() const;  // those that stand in for FA3
-  // Items by thread block.
-  std::vector<std::vector<Fa3Item>> fa3(int num_sms) const;
+  // Items by thread block, of so many.
+  std::vector<std::vector<Fa3Item>> fa3(int num_blocks, int num_heads) const;
 
  private:
   Schedule schedule_;
