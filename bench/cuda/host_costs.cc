@@ -111,11 +111,11 @@ HostResult plan_cost(const std::string& name, std::int64_t batch, std::int32_t q
 }
 
 // One decode step of 256 sequences and one layer: grow, pack, plan, append and attend, launched one
-// by one or as a captured graph.
+// by one or as a captured graph; and its parts.
 std::vector<HostResult> step_costs(int num_samples) {
   constexpr std::int64_t kBatch = 256;
   constexpr double kLimit = 80;
-  Service service(kBatch, 2 * (num_samples + 40) + kPageSize);
+  Service service(kBatch, 6 * (num_samples + 40) + kPageSize);
   const OwnStream stream;
   const Stream on{stream.get()};
   const auto tokens = [](const Buffer& buffer, int heads) {
@@ -145,15 +145,34 @@ std::vector<HostResult> step_costs(int num_samples) {
   advance(captured);
   const Graph graph(stream.get(), [&] { launch(captured); });
 
-  const auto step = [&](const std::string& name, const std::function<void()>& call) {
+  const auto timed = [&](const std::string& name, const std::function<void()>& call,
+                         const std::function<void()>& settle) {
     HostResult result;
-    result.name = "decode step, batch 256, " + name;
-    result.contenders["seqattn"] = measure_host(num_samples, call, [&] { stream.wait(); });
+    result.name = "decode step, batch 256" + name;
+    result.contenders["seqattn"] = measure_host(num_samples, call, settle);
+    return result;
+  };
+  const auto step = [&](const std::string& name, const std::function<void()>& call) {
+    HostResult result = timed(", " + name, call, [&] { stream.wait(); });
     result.goals.push_back({"<= 80 us", result.contenders["seqattn"].median_us, kLimit, false});
     return result;
   };
-  return {step("one layer launched", [&] { advance(eager), launch(eager); }),
-          step("graph launched", [&] { advance(captured), graph.launch(stream.get()); })};
+  std::vector<HostResult> results{
+      step("one layer launched", [&] { advance(eager), launch(eager); }),
+      step("graph launched", [&] { advance(captured), graph.launch(stream.get()); })};
+
+  // The same step once more, one of its parts timed at a time.
+  const auto wait = [&] { stream.wait(); };
+  const auto allocate = [&] { service.sequences().allocate_decoding(service.ids(), on); };
+  FlashInferPackedData packed;
+  const auto pack = [&] { packed = service.pack(); };
+  const auto plan = [&] { eager.plan(packed, q_indptr, {}, on); };
+  const auto run = [&] { launch(eager); };
+  results.push_back(timed(": allocate_decoding", allocate, [&] { pack(), plan(), run(), wait(); }));
+  results.push_back(timed(": pack", pack, [&] { plan(), run(), wait(), allocate(); }));
+  results.push_back(timed(": plan", plan, [&] { run(), wait(), allocate(), pack(); }));
+  results.push_back(timed(": launch", run, [&] { wait(), allocate(), pack(), plan(); }));
+  return results;
 }
 
 }  // namespace

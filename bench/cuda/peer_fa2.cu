@@ -44,7 +44,7 @@ cudaError_t launch(Params& params, T* partial_out, float* partial_lse, cudaStrea
   return flashinfer::BatchPrefillWithPagedKVCacheDispatched<
       kTile, kPeerHeadDim, kPeerHeadDim, flashinfer::PosEncodingMode::kNone,
       /*USE_FP16_QK_REDUCTION=*/false, flashinfer::MaskMode::kCausal, Variant>(
-      params, partial_out, partial_lse, /*enable_pdl=*/false, stream);
+      params, partial_out, partial_lse, /*enable_pdl=*/true, stream);  // as its own wrapper
 }
 
 }  // namespace

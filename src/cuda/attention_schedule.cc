@@ -75,6 +75,16 @@ ScheduleCounts count(const ScheduleOptions& options, const AttentionPlan& plan) 
   return counts;
 }
 
+bool one_chunk_each(const ScheduleOptions& options, const AttentionPlan& plan) {
+  if (!plan.mask.empty()) return false;  // a query may see nothing, which the merge knows
+  return std::all_of(plan.rows.begin(), plan.rows.end(), [&](const AttentionRow& row) {
+    const RowPath path = path_of(options, /*has_mask=*/false, row);
+    if (path != RowPath::kSmall) return path == RowPath::kNone;
+    const int tile = small_tile(options.shape, row.q_len * options.shape.group_size());
+    return tile < kNumTiles && chunks_of(options.shape, /*has_mask=*/false, row, tile).count == 1;
+  });
+}
+
 // The largest counts of any batch within the capacity; all its rows are small.
 ScheduleCounts largest_counts(const ScheduleOptions& options) {
   const PlanCapacity& capacity = options.capacity;
@@ -178,6 +188,7 @@ Schedule measure_schedule(const ScheduleOptions& options, const AttentionPlan& p
   schedule.counts = count(options, plan);
   schedule.num_q_tokens = plan.num_q_tokens;
   schedule.has_mask = !plan.mask.empty();
+  schedule.one_chunk_each = one_chunk_each(options, plan);
   if (options.fixed_size()) check_capacity(options, plan);
   const ScheduleCounts size = options.fixed_size() ? largest_counts(options) : schedule.counts;
   check_limits(options, plan, size);

@@ -55,6 +55,9 @@ struct Schedule {
   std::vector<Fa3Tile> fa3_tiles;  // costliest first
   std::int64_t num_q_tokens = 0;
   bool has_mask = false;
+  // Every row with queries is small and of one chunk, without a mask: partial result i is output
+  // row i.
+  bool one_chunk_each = false;
   // Bytes of the layout that a write fills: all but room for more pages.
   std::size_t used_bytes() const noexcept {
     return layout.page_indices + static_cast<std::size_t>(counts.pages) * sizeof(std::int32_t);

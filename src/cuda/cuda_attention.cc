@@ -277,17 +277,26 @@ void CudaAttention::run_small(const Fa2Call& base, const TensorView& out, const 
   const ScheduleLayout& layout = schedule.layout;
   const AttentionShape& shape = options_.shape;
   Fa2Call call = base;
+  // A launch that is fixed serves batches of more chunks too.
+  const bool in_place = schedule.one_chunk_each && !fixed_size() && !lse && !sink_logits &&
+                        out.dtype == shape.kv_dtype && out.is_contiguous();
   auto* const partial_out = reinterpret_cast<float*>(partials_.data());
-  call.out = partial_out;
-  call.lse = partial_out + layout.size.partials * shape.num_qo_heads * shape.head_dim;
-  call.split = true;
+  if (in_place) {
+    call.out = out.data;
+  } else {
+    call.out = partial_out;
+    call.lse = partial_out + layout.size.partials * shape.num_qo_heads * shape.head_dim;
+    call.split = true;
+  }
   const Fa2Instance& instance = kernels_.fa2(schedule.has_mask);
   for (int tile = 0; tile < kNumTiles; ++tile) {
     const std::int64_t count = layout.size.small_blocks[static_cast<std::size_t>(tile)];
     if (count == 0) continue;
     call.blocks = blocks(layout.small[static_cast<std::size_t>(tile)], count);
-    check_cuda(instance.run_float[tile](call, stream), "attention kernel (FA2)");
+    const auto kernel = in_place ? instance.run_native[tile] : instance.run_float[tile];
+    check_cuda(kernel(call, stream), "attention kernel (FA2)");
   }
+  if (in_place) return;
   launch_merge_partials({.out = partial_out,
                          .lse = call.lse,
                          .token = ints(layout.merge_token),

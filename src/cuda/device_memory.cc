@@ -8,7 +8,15 @@
 namespace seqattn {
 
 DeviceBuffer::~DeviceBuffer() {
-  if (data_ != nullptr) cudaFree(data_);  // waits for the work that uses it
+  if (data_ == nullptr) return;
+  // Kernels that use it may still run, on any stream, and cudaFree waits for none of them: the
+  // memory comes from cudaMallocAsync. Errors are those of earlier work, and reported there.
+  int before = 0;
+  cudaGetDevice(&before);
+  cudaSetDevice(device_);
+  cudaDeviceSynchronize();
+  cudaFree(data_);
+  cudaSetDevice(before);
 }
 
 std::byte* DeviceBuffer::reserve(std::size_t bytes, cudaStream_t stream) {
@@ -17,6 +25,7 @@ std::byte* DeviceBuffer::reserve(std::size_t bytes, cudaStream_t stream) {
   // time.
   const std::size_t grown = bytes_ == 0 ? bytes : bytes + bytes / 2;
   void* data = nullptr;
+  SEQATTN_CUDA_CHECK(cudaGetDevice(&device_));
   SEQATTN_CUDA_CHECK(cudaMallocAsync(&data, grown, stream));
   if (data_ != nullptr) {
     const cudaError_t status = cudaFreeAsync(data_, stream);

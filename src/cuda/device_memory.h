@@ -13,6 +13,7 @@ namespace seqattn {
 class DeviceBuffer {
  public:
   DeviceBuffer() = default;
+  // Waits for the device, so that no kernel loses what it works with.
   ~DeviceBuffer();
   DeviceBuffer(const DeviceBuffer&) = delete;
   DeviceBuffer& operator=(const DeviceBuffer&) = delete;
@@ -25,6 +26,7 @@ class DeviceBuffer {
  private:
   std::byte* data_ = nullptr;
   std::size_t bytes_ = 0;
+  int device_ = 0;
 };
 
 // Pinned host memory on its way to a device. A slot is used again only after the copy out of it has

@@ -144,32 +144,38 @@ struct Kernel {
   }
 };
 
-// A long row's tile, and the one that a short row takes at most.
-template <int kHeadDim>
-constexpr int kLargestTile = kHeadDim == 256 ? 64 : 128;
-
 template <class T, int kHeadDim, MaskMode kMask, bool kGeneral>
 struct Instance {
   template <class Out, int kTile>
   using K = Kernel<T, Out, kHeadDim, kMask, kGeneral, kTile>;
-  static constexpr bool kHas128 = kLargestTile<kHeadDim> == 128;
+  static constexpr bool kHas128 = kHeadDim != 256;
+
+  template <int kTile>
+  static cudaError_t prepare_tile() {
+    const cudaError_t status = K<float, kTile>::prepare();
+    return status == cudaSuccess ? K<T, kTile>::prepare() : status;
+  }
 
   static cudaError_t prepare() {
-    cudaError_t status = K<float, 16>::prepare();
-    if (status == cudaSuccess) status = K<float, 64>::prepare();
+    cudaError_t status = prepare_tile<16>();
+    if (status == cudaSuccess) status = prepare_tile<64>();
     if constexpr (kHas128) {
-      if (status == cudaSuccess) status = K<float, 128>::prepare();
+      if (status == cudaSuccess) status = prepare_tile<128>();
     }
-    if (status == cudaSuccess) status = K<T, kLargestTile<kHeadDim>>::prepare();
     return status;
+  }
+
+  template <int kTile>
+  static constexpr void add_tile(Fa2Instance& instance, int index) {
+    instance.run_float[index] = K<float, kTile>::run;
+    instance.run_native[index] = K<T, kTile>::run;
   }
 
   static constexpr Fa2Instance make(DType dtype, AttentionMask mask) {
     Fa2Instance instance{dtype, kHeadDim, mask, kGeneral, prepare, {}, {}};
-    instance.run_float[0] = K<float, 16>::run;
-    instance.run_float[1] = K<float, 64>::run;
-    if constexpr (kHas128) instance.run_float[2] = K<float, 128>::run;
-    instance.run_native[kHas128 ? 2 : 1] = K<T, kLargestTile<kHeadDim>>::run;
+    add_tile<16>(instance, 0);
+    add_tile<64>(instance, 1);
+    if constexpr (kHas128) add_tile<128>(instance, 2);
     return instance;
   }
 };

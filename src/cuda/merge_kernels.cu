@@ -13,9 +13,11 @@ namespace {
 constexpr int kWarp = 32;
 constexpr int kWarpsPerBlock = 4;
 // A merge of no more heads of tokens leaves most of a device idle: a block each then, not a warp.
-constexpr std::int64_t kFewItems = 2048;
+constexpr std::int64_t kFewItems = 512;
 constexpr float kLn2 = 0.693147180559945309f;
 constexpr float kLog2E = 1.44269504088896341f;
+constexpr float kMaxFloat = 3.402823466e38f;
+constexpr float kHuge = 1e30f;
 
 // A tensor of tokens as kernels see it: any of the three types.
 struct Tokens {
@@ -63,8 +65,18 @@ struct Sinks {
   std::int64_t stride = 0;
   explicit Sinks(const TensorView& view)
       : data(static_cast<const float*>(view.data)), stride(view.strides[0]) {}
+  __device__ float natural(int head) const {
+    return data == nullptr ? -INFINITY : data[head * stride];
+  }
+  // As finite as the sink is.
   __device__ float base2(int head) const {
-    return data == nullptr ? -INFINITY : data[head * stride] * kLog2E;
+    const float sink = natural(head);
+    return isinf(sink) ? sink : fminf(fmaxf(sink * kLog2E, -kMaxFloat), kMaxFloat);
+  }
+  // The natural LSE of a sum whose terms were divided by 2^subtracted.
+  __device__ float lse(int head, float subtracted, float sum) const {
+    if (fabsf(subtracted) > kHuge) return natural(head);  // only a sink is as large
+    return (subtracted + log2f(sum)) * kLn2;
   }
 };
 
@@ -215,7 +227,7 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
     if (in_head && (!kShared || warp == 0)) store4(to + reader.element, sum_of_streams(sums));
   }
   if (lse && threadIdx.x == (kShared ? 0 : warp * kWarp)) {
-    lse.store(lse.offset(token, head), (subtracted + log2f(sum)) * kLn2);
+    lse.store(lse.offset(token, head), sinks.lse(head, subtracted, sum));
   }
 }
 
@@ -241,7 +253,7 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
     const std::int64_t at = out.offset(token, head);
     for (int d = lane; d < head_dim; d += kWarp) out.store(at + d, scale * out.load(at + d));
   }
-  if (lse && lane == 0) lse.store(lse.offset(token, head), (subtracted + log2f(sum)) * kLn2);
+  if (lse && lane == 0) lse.store(lse.offset(token, head), sinks.lse(head, subtracted, sum));
 }
 
 __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)

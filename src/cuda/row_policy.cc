@@ -11,12 +11,12 @@ namespace {
 constexpr std::int64_t kMinFa3Queries = 128;
 constexpr std::int64_t kMinFa3Tiles = 64;
 
-// Four chunks or more fill a device with one sequence; a chunk of kLongestChunk reads as fast as
-// memory is, and more of them would only add merging, so that very long rows stay at kManyChunks.
-// With fewer KV heads than kFullHeads there are fewer blocks a chunk: chunks are shorter instead.
-constexpr std::int64_t kShortestChunk = 256;
-constexpr std::int64_t kLongestChunk = 1024;
-constexpr std::int64_t kFewChunks = 2;
+// A chunk of kLongestChunk reads as fast as memory is: a shorter row is one chunk, a longer one is
+// chunks of that size, which fill a device with a few sequences. More chunks than kManyChunks would
+// only add merging: those of very long rows are longer. With fewer KV heads than kFullHeads there
+// are fewer blocks a chunk: chunks are shorter instead.
+constexpr std::int64_t kShortestChunk = 512;
+constexpr std::int64_t kLongestChunk = 2048;
 constexpr std::int64_t kManyChunks = 32;
 constexpr std::int64_t kFullHeads = 8;
 
@@ -29,10 +29,8 @@ std::int64_t longest_chunk(const AttentionShape& shape) {
 }
 
 std::int64_t chunk_tokens(const AttentionShape& shape, std::int64_t num_keys) {
-  const std::int64_t longest = longest_chunk(shape);
-  std::int64_t size = kShortestChunk;
-  while (size * kFewChunks < num_keys && size < longest) size *= 2;
-  const std::int64_t many = kManyChunks * kLongestChunk / longest;
+  std::int64_t size = longest_chunk(shape);
+  const std::int64_t many = kManyChunks * kLongestChunk / size;
   while (size * many < num_keys) size *= 2;
   return size;
 }
@@ -71,12 +69,10 @@ Chunks chunks_of(const AttentionShape& shape, bool has_mask, const AttentionRow&
   return {size, ceil_div(num_keys, size)};
 }
 
-// By chunk_tokens, chunks are of kShortestChunk or more, and as long as longest_chunk or more as
-// soon as a row has more than kFewChunks of them.
+// By chunk_tokens, all chunks but a row's last hold longest_chunk or more.
 std::int64_t most_chunks(const AttentionShape& shape, std::int64_t num_rows,
                          std::int64_t num_keys) {
-  return std::min(num_rows + num_keys / kShortestChunk,
-                  num_rows * kFewChunks + num_keys / longest_chunk(shape));
+  return num_rows + num_keys / longest_chunk(shape);
 }
 
 std::int64_t mask_bytes_of(const AttentionRow& row) { return ceil_div(row.q_len * row.kv_len, 8); }

@@ -25,7 +25,8 @@ enum class RowPath {
   kNone,  // no queries
   // The query rows (tokens times group) fit one FA2 tile: one thread block for each KV head and
   // chunk of keys. Blocks write float32 partial results, which are merged in the order of the
-  // chunks; one chunk, or none, too.
+  // chunks; one chunk, or none, too. Where all rows of a batch are of one chunk and nothing but
+  // the output is asked for, blocks write that: the same bits.
   kSmall,
   kLarge,  // FA2 with as many tiles as it takes, keys not split, output written in place
   kFa3,    // the same by FA3, where the device has it and the row is long enough to gain by it

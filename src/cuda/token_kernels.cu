@@ -44,6 +44,10 @@ __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
 }
 
 __device__ std::int32_t row_of(const TokenTable& table, std::int32_t token) {
+  // Decoding: a token a row, found without the loads of a search, which wait for each other.
+  if (token < table.num_rows && table.indptr[token] == token && table.indptr[token + 1] > token) {
+    return token;
+  }
   std::int32_t low = 0, high = table.num_rows;  // indptr[low] <= token < indptr[high]
   while (high - low > 1) {
     const std::int32_t middle = (low + high) / 2;

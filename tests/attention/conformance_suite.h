@@ -17,8 +17,11 @@ namespace seqattn::testing {
 //   SEQATTN_INSTANTIATE_CASES(Shapes, some_cases());
 class ConformanceSuite : public ::testing::TestWithParam<std::tuple<Device, AttentionCase>> {
  protected:
+  void SetUp() override {
+    if (!is_here(device())) GTEST_SKIP() << test_name(device()) << " is not here";
+  }
   Device device() const { return std::get<0>(GetParam()); }
-  const AttentionCase& attention_case() const { return std::get<1>(GetParam()); }
+  AttentionCase attention_case() const { return device_case(std::get<1>(GetParam()), device()); }
   std::mt19937_64 random = random_source(2000);
 };
 
@@ -30,6 +33,9 @@ inline std::string conformance_name(
 // Tests of behaviour, once for each device.
 class DeviceSuite : public ::testing::TestWithParam<Device> {
  protected:
+  void SetUp() override {
+    if (!is_here(device())) GTEST_SKIP() << test_name(device()) << " is not here";
+  }
   Device device() const { return GetParam(); }
   std::mt19937_64 random = random_source(2001);
 };

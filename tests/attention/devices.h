@@ -7,14 +7,23 @@
 #include <string>
 #include <vector>
 
+#include "attention_case.h"
 #include "seqattn/types.h"
 
 // The devices that the attention suite runs on, and all that moves bytes between host and device.
 // Another backend's tests are another line in test_devices and its copies in here.
 namespace seqattn::testing {
 
-// Every device that this build can serve.
+// Every device that this build can serve, and whether this machine has it.
 std::vector<Device> test_devices();
+bool is_here(Device device);
+
+// The case as a device serves it: unchanged on a CPU; on a GPU with 16-bit types, the next head_dim
+// that kernels are compiled for, and a scale that they take.
+AttentionCase device_case(AttentionCase c, Device device);
+
+// How far a device rounds the weights of the softmax, relative to one: 0 where it does not.
+double weight_rounding(Device device, DType kv_dtype);
 
 // Memory on a device, of exactly so many bytes: what is read beyond them, sanitizers see.
 class DeviceMemory {

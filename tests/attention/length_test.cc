@@ -111,7 +111,10 @@ TEST(KeyTiles, OfEveryLengthAgreeWithTheOracle) {
   c.head_dim = 16;
   for (std::int64_t kv_len = 1; kv_len <= 220; ++kv_len) {
     c.rows = {{1, kv_len}, {std::min<std::int64_t>(kv_len, 7), kv_len}};
-    for (const Device device : test_devices()) check_case(c, device, random);
+    for (const Device device : test_devices()) {
+      if (!is_here(device)) GTEST_SKIP() << test_name(device) << " is not here";
+      check_case(device_case(c, device), device, random);
+    }
     ASSERT_FALSE(HasFailure()) << "kv_len " << kv_len;
   }
 }

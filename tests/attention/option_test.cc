@@ -80,7 +80,7 @@ TEST_P(Options, AgreeWithTheOracleOn16BitCaches) {
   for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
     c.kv_dtype = c.q_dtype = dtype;
     c.kv_layout = KVLayout::kHND;
-    check_case(c, device(), random);
+    check_case(device_case(c, device()), device(), random);
   }
 }
 SEQATTN_INSTANTIATE_CASES(Options, option_cases());
@@ -89,7 +89,7 @@ class Sinks : public DeviceSuite {
  protected:
   // One run of the default rows and more, with these sinks.
   void check(std::vector<double> sinks, double mask_density = -1) {
-    AttentionCase c;
+    AttentionCase c = device_case({}, device());
     c.sinks = true;
     c.mask_density = mask_density;
     c.rows.push_back({1, 1700});  // of several chunks
@@ -112,7 +112,7 @@ SEQATTN_INSTANTIATE_DEVICES(Sinks);
 // The LSE is optional, and changes nothing.
 class WithoutLse : public DeviceSuite {};
 TEST_P(WithoutLse, OutputsAreTheSame) {
-  AttentionCase c;
+  AttentionCase c = device_case({}, device());
   c.rows.push_back({1, 1700});
   const auto rows = random_rows(c, random);
   const PagedBatch batch(c, rows, device(), random);

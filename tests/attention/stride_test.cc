@@ -44,7 +44,7 @@ TEST_P(Strides, OfCachesMayLeaveGaps) {
   check_case(attention_case(), device(), random, {.unused = Unused::kMixed, .with_gaps = true});
 }
 TEST_P(Strides, DoNotChangeABit) {
-  const AttentionCase& c = attention_case();
+  const AttentionCase c = attention_case();
   const auto rows = random_rows(c, random);
   const PagedBatch packed(c, rows, device(), random);
   const PagedBatch apart(c, rows, device(), random, {.with_gaps = true});

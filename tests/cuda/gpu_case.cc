@@ -2,31 +2,10 @@
 
 #include <gtest/gtest.h>
 
-#include <cmath>
-
 #include "gpu_support.h"
 #include "seqattn/batch_attention.h"
 
 namespace seqattn::testing {
-namespace {
-
-double root_mean_square(const double* values, int count) {
-  double sum = 0;
-  for (int i = 0; i < count; ++i) sum += values[i] * values[i];
-  return std::sqrt(sum / count);
-}
-
-// Reports the first element that is wrong.
-bool is_near(const char* what, std::size_t row, std::size_t i, double got, double expected,
-             double tolerance) {
-  if (got == expected || std::abs(got - expected) <= tolerance) return true;
-  ADD_FAILURE() << what << " of row " << row << ", element " << i << ": got " << got
-                << (std::isnan(got) ? " (never written?)" : "") << ", expected " << expected
-                << " within " << tolerance;
-  return false;
-}
-
-}  // namespace
 
 AttentionCase gpu_case(DType dtype, int head_dim) {
   AttentionCase c;
@@ -60,31 +39,6 @@ GpuResult attend_on_gpu(const AttentionCase& c, const std::vector<ref::Row>& row
   check(cudaDeviceSynchronize());
   result.kernel = attention.kernel_name();
   return result;
-}
-
-void expect_oracle(const AttentionCase& c, const std::vector<ref::Row>& rows,
-                   const CallTensors& tensors) {
-  const std::vector<double> out = tensors.out.read(), lse = tensors.lse.read();
-  const auto dim = static_cast<std::size_t>(c.dim_v());
-  const double weights = 6 * epsilon(c.kv_dtype);
-  std::size_t first = 0;  // (query, head) of the row, among all
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const ref::Result expected = ref::attention(rows[i], c.reference_options());
-    const Tolerance of_out = out_tolerance(c, rows[i]), of_lse = lse_tolerance(c, rows[i]);
-    bool good = true;
-    for (std::size_t head = 0; good && head < expected.lse.size(); ++head) {
-      const double* want = expected.out.data() + head * dim;
-      const double rms = root_mean_square(want, c.dim_v());
-      for (std::size_t d = 0; good && d < dim; ++d) {
-        good = is_near("out", i, head * dim + d, out[(first + head) * dim + d], want[d],
-                       of_out.at(want[d]) + weights * rms);
-      }
-      // The sum of rounded weights; logarithms and exponentials of the hardware's fast kind.
-      const double tolerance = of_lse.at(expected.lse[head]) + epsilon(c.kv_dtype) + 2e-5;
-      good = good && is_near("lse", i, head, lse[first + head], expected.lse[head], tolerance);
-    }
-    first += expected.lse.size();
-  }
 }
 
 std::vector<std::vector<std::byte>> bytes_by_row(const std::vector<ref::Row>& rows,

@@ -29,12 +29,6 @@ struct GpuResult {
 GpuResult attend_on_gpu(const AttentionCase& c, const std::vector<ref::Row>& rows,
                         const PagedBatch& batch);
 
-// Expects out and lse to agree with the oracle, and every element to be written. The tolerance is
-// that of kernels which round softmax weights to the cache's type: an output moves by about
-// epsilon times the root mean square of its head.
-void expect_oracle(const AttentionCase& c, const std::vector<ref::Row>& rows,
-                   const CallTensors& tensors);
-
 // The bytes of each row's out and lse.
 std::vector<std::vector<std::byte>> bytes_by_row(const std::vector<ref::Row>& rows,
                                                  const CallTensors& tensors);

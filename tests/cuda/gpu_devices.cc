@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "devices.h"
@@ -15,9 +16,23 @@ bool is_cuda(Device device) { return device.type == DeviceType::kCUDA; }
 
 }  // namespace
 
-std::vector<Device> test_devices() {
-  if (has_gpu()) return {cuda(0)};
-  return {};
+std::vector<Device> test_devices() { return {cuda(0)}; }
+bool is_here(Device device) { return !is_cuda(device) || has_gpu(); }
+
+AttentionCase device_case(AttentionCase c, Device device) {
+  if (!is_cuda(device)) return c;
+  if (c.kv_dtype == DType::kFloat32) c.kv_dtype = DType::kFloat16;
+  c.q_dtype = c.kv_dtype;
+  if (c.out_dtype != DType::kFloat32) c.out_dtype = c.kv_dtype;
+  c.head_dim = c.head_dim <= 64 ? 64 : c.head_dim <= 128 ? 128 : 256;
+  c.head_dim_v = 0;
+  if (c.sm_scale != 0) c.sm_scale = std::max(std::abs(c.sm_scale), 1e-3);
+  return c;
+}
+
+// The second product takes them in the type of the values.
+double weight_rounding(Device device, DType kv_dtype) {
+  return is_cuda(device) ? epsilon(kv_dtype) : 0;
 }
 
 DeviceMemory::DeviceMemory(Device device, std::int64_t num_bytes)

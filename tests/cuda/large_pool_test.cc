@@ -66,7 +66,7 @@ TEST(CudaLargePool, IsUsedToItsFarEnd) {
   attention.append_kv(keys.view(), values.view());
   const CallTensors tensors(c, rows, cuda(0));
   attention.run(tensors.q.view(), tensors.out.view(), tensors.run_options());
-  expect_oracle(c, rows, tensors);
+  expect_reference(c, rows, tensors);
 
   // Reads, and copies from the far end to the near one and back.
   const auto read = [&](std::vector<PageId> pages) {

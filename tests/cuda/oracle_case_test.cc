@@ -24,7 +24,7 @@ TEST_P(CudaOracle, Agrees) {
   const auto keys = batch.key_bytes(), values = batch.value_bytes();
   const GpuResult result = attend_on_gpu(c, rows, batch);
   RecordProperty("kernel", result.kernel);
-  expect_oracle(c, rows, result.tensors);
+  expect_reference(c, rows, result.tensors);
   EXPECT_TRUE(keys == batch.key_bytes() && values == batch.value_bytes()) << "caches are inputs";
 }
 
@@ -108,7 +108,7 @@ TEST(CudaLengths, AroundEveryBorderAgreeWithTheOracle) {
   }
   const auto rows = random_rows(c, random);
   const PagedBatch batch(c, rows, cuda(0), random);
-  expect_oracle(c, rows, attend_on_gpu(c, rows, batch).tensors);
+  expect_reference(c, rows, attend_on_gpu(c, rows, batch).tensors);
 }
 
 // A query that sees nothing gives 0 and -inf, in tiles of every size.
@@ -123,7 +123,7 @@ TEST(CudaMask, ThatHidesEverythingGivesNothing) {
       c.rows = {{1, 90}, {9, 30}, {70, 70}, {200, 300}, {2, 3000}};
       const auto rows = random_rows(c, random);
       const PagedBatch batch(c, rows, cuda(0), random);
-      expect_oracle(c, rows, attend_on_gpu(c, rows, batch).tensors);
+      expect_reference(c, rows, attend_on_gpu(c, rows, batch).tensors);
     }
   }
 }
@@ -140,7 +140,7 @@ TEST(CudaScale, ThatIsTooSmallForTheKernelsIsRefusedOrRight) {
     const auto rows = random_rows(c, random);
     const PagedBatch batch(c, rows, cuda(0), random);
     try {
-      expect_oracle(c, rows, attend_on_gpu(c, rows, batch).tensors);
+      expect_reference(c, rows, attend_on_gpu(c, rows, batch).tensors);
     } catch (const UnsupportedError&) {
     }
   }

@@ -66,6 +66,25 @@ TEST_P(CudaBitIdentity, InAnyOrderAndCompany) {
   }
 }
 
+// Without an LSE rows of one chunk are written in place, where the batch holds no others; with one,
+// as partial results that are merged.
+TEST_P(CudaBitIdentity, WithAndWithoutAnLse) {
+  const AttentionCase& c = GetParam();
+  for (std::size_t i = 0; i <= rows.size(); ++i) {
+    const auto some = i < rows.size() ? std::vector{rows[i]} : rows;
+    const PagedBatch batch(c, some, cuda(0), random);
+    const CallTensors with = attend_on_gpu(c, some, batch).tensors;
+    const CallTensors without(c, some, cuda(0));
+    BatchAttention attention(batch.manager(), c.options());
+    const auto mask = mask_of(some);
+    attention.plan(batch.packed(), qo_indptr_of(some), {.mask = mask});
+    RunOptions options = without.run_options();
+    options.lse = {};
+    attention.run(without.q.read_only_view(), without.out.view(), options);
+    EXPECT_TRUE(with.out.bytes() == without.out.bytes()) << "row " << i << " of " << rows.size();
+  }
+}
+
 // The same rows, as far as a capacity allows them, through a captured graph.
 TEST_P(CudaBitIdentity, OfAReplayedGraph) {
   AttentionCase c = GetParam();

@@ -70,6 +70,7 @@ class Coverage {
     check_tiles(written_.large(), RowPath::kLarge);
     check_tiles(written_.fa3_as_fa2(), RowPath::kFa3);
     check_merges();
+    if (written_.schedule().one_chunk_each) check_one_chunk_each();
   }
 
  private:
@@ -160,6 +161,21 @@ class Coverage {
     }
   }
 
+  // Partial results are then the output itself, one a token in its place.
+  void check_one_chunk_each() {
+    const ScheduleCounts& counts = written_.schedule().counts;
+    EXPECT_EQ(counts.fa2_tiles + counts.fa3_tiles, 0);
+    EXPECT_EQ(counts.partials, plan_.num_q_tokens);
+    const auto token = written_.ints(written_.layout().merge_token, plan_.num_q_tokens);
+    const auto begin = written_.ints(written_.layout().merge_begin, plan_.num_q_tokens);
+    const auto chunks = written_.ints(written_.layout().merge_chunks, plan_.num_q_tokens);
+    for (std::size_t i = 0; i < token.size(); ++i) {
+      EXPECT_EQ(token[i], static_cast<std::int32_t>(i));
+      EXPECT_EQ(begin[i], static_cast<std::int32_t>(i));
+      EXPECT_EQ(chunks[i], 1);
+    }
+  }
+
   const ScheduleOptions& options_;
   const AttentionPlan& plan_;
   WrittenSchedule written_;
@@ -202,6 +218,19 @@ TEST(CudaSchedule, OfARowDoesNotDependOnTheBatch) {
     }
     if (HasFailure()) return;
   }
+}
+
+TEST(CudaSchedule, KnowsWhenOutputsAreWrittenInPlace) {
+  const ScheduleOptions options = options_of(32, 8, 128);
+  const auto in_place = [&](const std::vector<Lengths>& lengths) {
+    const AttentionPlan plan = plan_of(lengths, 16);
+    Coverage(options, plan).check();
+    return measure_schedule(options, plan).one_chunk_each;
+  };
+  EXPECT_TRUE(in_place({{1, 2048}, {0, 16}, {3, 16}, {0, 9000}, {0, 0}, {2, 1000}, {30, 99}}));
+  EXPECT_FALSE(in_place({{1, 20}, {1, 2049}}));  // two chunks
+  EXPECT_FALSE(in_place({{1, 20}, {1, 0}}));     // none: zeros are to be written
+  EXPECT_FALSE(in_place({{1, 20}, {40, 90}}));   // a large row
 }
 
 TEST(CudaSchedule, HoldsTheTablesOfTheBatch) {
