@@ -91,6 +91,8 @@ class SEQATTN_EXPORT PagePool {
                            : static_cast<std::int64_t>(n % static_cast<std::uint64_t>(num_pages_));
   }
   bool contains(PageId page) const noexcept { return page >= 0 && page < num_pages_; }
+  // `ref` on behalf of the named call.
+  void ref(PageIds pages, const char* call);
   // `unref`, for references that sequences hold.
   void drop(PageIds pages);
   // While this stays what it was, pages that sequences held then have not become free. 0 once

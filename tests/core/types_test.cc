@@ -108,7 +108,9 @@ TEST(Error, ExceptionsSayWhatTheyAreAbout) {
   const NoPageError no_page(3, 2);
   EXPECT_EQ(no_page.needed(), 3);
   EXPECT_EQ(no_page.available(), 2);
-  EXPECT_STREQ(no_page.what(), "Need 3 pages but only 2 available");
+  EXPECT_STREQ(no_page.what(),
+               "Need 3 pages but only 2 available: release or truncate sequences, or give the pool "
+               "a reclaimer (set_reclaimer); try_allocate reports this as a value");
 }
 
 }  // namespace
