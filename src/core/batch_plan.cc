@@ -78,12 +78,13 @@ std::unique_ptr<BatchPlan> make_batch_plan(const PagePool& pool, const Attention
   check_capacity(capacity, packed, qo_indptr.back());
   auto plan = std::make_unique<BatchPlan>();
   const std::int64_t mask_size = add_rows(*plan, shape, capacity, packed, qo_indptr);
-  require(inputs.mask.empty() || static_cast<std::int64_t>(inputs.mask.size()) == mask_size,
-          "mask: got ", inputs.mask.size(), " entries; expected ", mask_size,
-          ", the sum of q_len x kv_len over the rows, or none");
+  const auto mask = inputs.mask.value_or(std::span<const std::uint8_t>{});
+  require(!inputs.mask || static_cast<std::int64_t>(mask.size()) == mask_size, "mask: got ",
+          mask.size(), " entries; expected ", mask_size,
+          ", the sum of q_len x kv_len over the rows, or no mask");
   plan->packed = packed;
   plan->attention.page_indices = plan->packed.kv_page_indices();
-  plan->attention.mask.assign(inputs.mask.begin(), inputs.mask.end());
+  plan->attention.mask.assign(mask.begin(), mask.end());
   plan->attention.num_q_tokens = qo_indptr.back();
 #ifndef NDEBUG
   if (!plan->is_foreign()) {

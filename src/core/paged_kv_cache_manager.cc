@@ -5,6 +5,7 @@
 #include <string_view>
 #include <vector>
 
+#include "apart_check.h"
 #include "append_batch.h"
 #include "backend.h"
 #include "message.h"
@@ -142,6 +143,7 @@ std::unique_ptr<PagedKVCacheManager> PagedKVCacheManager::from_tensors(
     add("keys", layer, keys[layer], resolved.head_dim);
     add("values", layer, values[layer], resolved.head_dim_v);
   }
+  check_layers_apart(manager->planes_);
   return manager;
 }
 
@@ -186,6 +188,8 @@ void PagedKVCacheManager::check_new_tokens(const TensorView& keys, const TensorV
   const auto planes = layer_planes(layer);
   check_tokens("keys", keys, num_tokens, planes[0], config_.device, /*output=*/false);
   check_tokens("values", values, num_tokens, planes[1], config_.device, /*output=*/false);
+  check_apart_from_cache({"keys", keys}, planes_);
+  check_apart_from_cache({"values", values}, planes_);
 }
 
 void PagedKVCacheManager::read_kv(PageIds pages, std::int64_t first, std::int64_t count,
@@ -199,6 +203,9 @@ void PagedKVCacheManager::read_kv(PageIds pages, std::int64_t first, std::int64_
   for (const PageId page : pages) pool_.ref_count(page);
   check_tokens("keys", keys, count, planes[0], config_.device, /*output=*/true);
   check_tokens("values", values, count, planes[1], config_.device, /*output=*/true);
+  check_apart({"keys", keys}, std::array{NamedTensor{"values", values}});
+  check_apart_from_cache({"keys", keys}, planes_);
+  check_apart_from_cache({"values", values}, planes_);
   const TokenRange range{.pages = pages.data(), .first = first, .count = count, .row = 0};
   if (count > 0) {
     backend_.read_tokens(planes, std::array{keys, values}, std::span(&range, 1), stream);
@@ -211,6 +218,9 @@ void PagedKVCacheManager::copy_pages(std::span<const PageCopy> copies, Stream st
       require(pool_.ref_count(page) > 0, "copy_pages: page ", page,
               " is free; expected a page in use");
     }
+    const std::int32_t count = pool_.ref_count(copy.target);
+    require(count == 1, "copy_pages: page ", copy.target, " has ", count,
+            " references; expected 1: a shared page is never written");
   }
   enqueue_copies(copies, stream);
 }

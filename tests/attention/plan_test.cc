@@ -65,7 +65,7 @@ TEST_P(Plans, KeepTheirOwnCopyOfEveryInput) {
     attention->plan(*table, indptr, {.mask = mask});
     table.reset();
     std::fill(indptr.begin(), indptr.end(), -1);
-    std::fill(mask.begin(), mask.end(), 0);
+    std::fill(mask->begin(), mask->end(), 0);
   }
   expect_reference(c, rows, run());
 }

@@ -343,8 +343,9 @@ TEST(FailedAllocation, OfConstructorsLeaksNothing) {
                              .num_layers = 3,
                              .dtype = DType::kFloat32};
   EXPECT_GE(number_of_allocations([&] { PagedKVCacheManager manager(config); }), 5);
-  const HostTensor tensor(DType::kFloat32, {3, 4, 1, 2});
-  const std::array views{tensor.view(), tensor.view(), tensor.view()};
+  const HostTensor a(DType::kFloat32, {3, 4, 1, 2}), b(DType::kFloat32, {3, 4, 1, 2}),
+      c(DType::kFloat32, {3, 4, 1, 2});
+  const std::array views{a.view(), b.view(), c.view()};
   EXPECT_GE(number_of_allocations([&] { PagedKVCacheManager::from_tensors(views, views, config); }),
             4);
   EXPECT_GE(number_of_allocations([] { PagePool pool(5); }), 2);
