@@ -8,6 +8,7 @@
 #include "backend.h"
 #include "batch_plan.h"
 #include "message.h"
+#include "packed_check.h"
 #include "seqattn/paged_kv_cache_manager.h"
 #include "tensor_check.h"
 
@@ -63,7 +64,7 @@ AttentionShape shape_of(const AttentionOptions& options, const KVCacheConfig& ca
 
 const BatchPlan& planned(const std::unique_ptr<BatchPlan>& plan, const PagePool& pool) {
   require(plan != nullptr, "attention: got no batch; expected a call of plan first");
-  plan->check_fresh(pool);
+  check_not_freed(pool, plan->packed);
   return *plan;
 }
 
