@@ -97,8 +97,9 @@ class SEQATTN_EXPORT BatchAttention {
   // until a planned page is freed (debug builds check). O(pages). Throws InvalidArgumentError,
   // leaving the previous plan in place, for tables that are no batch of this pool, an indptr that
   // falls or has another size, 0 < kv_len < q_len under a causal mask, a mask of another size, a
-  // batch beyond the capacity.
-  void plan(const FlashInferPackedData& packed, std::span<const std::int32_t> qo_indptr,
+  // batch beyond the capacity. A row without keys (q_len > kv_len == 0) is planned whatever its
+  // queries: they see nothing.
+  void plan(const FlashInferPackedData& packed, ListView<std::int32_t> qo_indptr,
             const PlanInputs& inputs = {}, Stream stream = {});
 
   // Writes the planned batch's new tokens, as many as its queries; PagedKVCacheManager::append_kv

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "seqattn/export.h"
@@ -70,6 +71,7 @@ class SEQATTN_EXPORT PagePool {
 
   // Throws Error naming the first violated invariant. O(num_pages).
   void check_invariants() const;
+  std::string to_string() const;  // "PagePool(num_pages=8, page_size=4, available=7)"
 
   // How often the page has been freed, modulo 2^32; debug builds count it, to notice plans that
   // went stale.

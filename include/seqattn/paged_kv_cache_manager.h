@@ -41,7 +41,7 @@ struct Plane;
 class SEQATTN_EXPORT PagedKVCacheManager {
  public:
   // Throws InvalidArgumentError for a size below its minimum or a total of more than 2^62 bytes,
-  // UnsupportedError for a device or dtype that this build cannot serve, std::bad_alloc (or
+  // UnsupportedError for a device or dtype that this build cannot serve, OutOfMemoryError (or
   // BackendError, on a device) when the memory is not there.
   explicit PagedKVCacheManager(const KVCacheConfig& config);
 
@@ -87,7 +87,7 @@ class SEQATTN_EXPORT PagedKVCacheManager {
   // write. O(pages + bytes written). With f32 input for a 16-bit cache values round to nearest
   // even.
   void append_kv(const TensorView& keys, const TensorView& values,
-                 const FlashInferPackedData& packed, std::span<const std::int32_t> append_indptr,
+                 const FlashInferPackedData& packed, ListView<std::int32_t> append_indptr,
                  int layer = 0, Stream stream = {});
 
   // Reads tokens [first, first + count) of the sequence whose pages are listed into
@@ -100,6 +100,9 @@ class SEQATTN_EXPORT PagedKVCacheManager {
   // Copies pages in every layer, in order. Throws InvalidArgumentError, having copied nothing, for
   // an unknown or free page and a target that another holder shares (count above 1).
   void copy_pages(std::span<const PageCopy> copies, Stream stream = {});
+
+  // Waits until the work that was enqueued on the stream is done; on a CPU it is.
+  void synchronize(Stream stream = {}) const;
 
   // Bytes of keys and values that one page takes, over all layers.
   std::int64_t bytes_per_page() const noexcept;

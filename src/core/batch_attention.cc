@@ -86,9 +86,8 @@ BatchAttention::BatchAttention(PagedKVCacheManager& manager, const AttentionOpti
 
 BatchAttention::~BatchAttention() = default;
 
-void BatchAttention::plan(const FlashInferPackedData& packed,
-                          std::span<const std::int32_t> qo_indptr, const PlanInputs& inputs,
-                          Stream stream) {
+void BatchAttention::plan(const FlashInferPackedData& packed, ListView<std::int32_t> qo_indptr,
+                          const PlanInputs& inputs, Stream stream) {
   auto plan = make_batch_plan(manager_->pool(), shape_of(options_, manager_->config()), capacity_,
                               packed, qo_indptr, inputs);
   kernel_->plan(plan->attention, stream);

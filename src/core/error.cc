@@ -9,6 +9,7 @@ Error::~Error() = default;
 InvalidArgumentError::~InvalidArgumentError() = default;
 UnknownSequenceError::~UnknownSequenceError() = default;
 NoPageError::~NoPageError() = default;
+OutOfMemoryError::~OutOfMemoryError() = default;
 UnsupportedError::~UnsupportedError() = default;
 BackendError::~BackendError() = default;
 

@@ -157,4 +157,9 @@ void PagePool::check_invariants() const {
   }
 }
 
+std::string PagePool::to_string() const {
+  return concat("PagePool(num_pages=", num_pages_, ", page_size=", page_size_,
+                ", available=", available_pages_count(), ")");
+}
+
 }  // namespace seqattn

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <memory>
+#include <new>
 #include <string_view>
 #include <vector>
 
@@ -83,6 +85,19 @@ TensorView view_of(const Plane& plane, const KVCacheConfig& config) {
   return view;
 }
 
+std::shared_ptr<void> allocate_layers(Backend& backend, const KVCacheConfig& config, int head_dim,
+                                      bool keys) {
+  const std::int64_t bytes = layer_bytes(config, head_dim) * config.num_layers;
+  try {
+    return backend.allocate(bytes, config.device);
+  } catch (const std::bad_alloc&) {
+    throw OutOfMemoryError(
+        concat("cache: no memory for the ", bytes, " bytes of the ", keys ? "keys" : "values",
+               " of ", config.num_layers, " layers and ", config.num_pages,
+               " pages; expected a size that fits: use fewer pages (num_pages)"));
+  }
+}
+
 // The keys (or values) of an append or a read.
 void check_tokens(std::string_view name, const TensorView& tensor, std::int64_t num_tokens,
                   const Plane& plane, Device device, bool output) {
@@ -108,8 +123,7 @@ PagedKVCacheManager::PagedKVCacheManager(const KVCacheConfig& config)
     : PagedKVCacheManager(config, Borrowed{}) {
   const std::array head_dims{config_.head_dim, config_.head_dim_v};
   for (const int head_dim : head_dims) {
-    const std::int64_t bytes = layer_bytes(config_, head_dim) * config_.num_layers;
-    storage_.push_back(backend_.allocate(bytes, config_.device));
+    storage_.push_back(allocate_layers(backend_, config_, head_dim, storage_.empty()));
   }
   for (int layer = 0; layer < config_.num_layers; ++layer) {
     for (std::size_t i = 0; i < head_dims.size(); ++i) {
@@ -165,7 +179,7 @@ std::span<const Plane> PagedKVCacheManager::layer_planes(int layer) const {
 
 void PagedKVCacheManager::append_kv(const TensorView& keys, const TensorView& values,
                                     const FlashInferPackedData& packed,
-                                    std::span<const std::int32_t> append_indptr, int layer,
+                                    ListView<std::int32_t> append_indptr, int layer,
                                     Stream stream) {
   check_packed(pool_, packed);
   check_indptr("append_indptr", append_indptr, packed.batch_size() + 1, -1);
@@ -228,6 +242,8 @@ void PagedKVCacheManager::copy_pages(std::span<const PageCopy> copies, Stream st
 void PagedKVCacheManager::enqueue_copies(std::span<const PageCopy> copies, Stream stream) const {
   if (!copies.empty()) backend_.copy_pages(planes_, copies, stream);
 }
+
+void PagedKVCacheManager::synchronize(Stream stream) const { backend_.synchronize(stream); }
 
 std::int64_t PagedKVCacheManager::bytes_per_page() const noexcept {
   const std::int64_t elements = std::int64_t{config_.page_size} * config_.num_heads *

@@ -53,6 +53,11 @@ TEST_P(Plans, SayHowManyQueriesTheyHave) {
   EXPECT_EQ(attention->num_q_tokens(), 0);
 }
 
+TEST_P(Plans, TakeBracedLists) {
+  attention->plan({{3}, {0, 1}, {2}}, {0, 2});
+  EXPECT_EQ(attention->num_q_tokens(), 2);
+}
+
 TEST_P(Plans, KeepTheirOwnCopyOfEveryInput) {
   c.mask_density = 0.5;
   rows = random_rows(c, random);

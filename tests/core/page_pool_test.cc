@@ -231,5 +231,11 @@ TEST(PagePool, AsksTheReclaimerForWhatIsMissing) {
   EXPECT_THAT(reclaimer.asked, ElementsAre(2, 2));
 }
 
+TEST(PagePool, IsPrintable) {
+  PagePool pool(8, 4);
+  pool.allocate(1);
+  EXPECT_EQ(pool.to_string(), "PagePool(num_pages=8, page_size=4, available=7)");
+}
+
 }  // namespace
 }  // namespace seqattn

@@ -78,8 +78,7 @@ TEST(ListView, MayBeEmpty) {
   EXPECT_TRUE(ListView<std::int64_t>(std::vector<std::int64_t>{}).empty());
 }
 
-// A list of another element type would have to be copied: it does not convert.
-static_assert(!std::is_convertible_v<std::vector<int>, ListView<std::int64_t>>);
+// One of another element type would have to be copied: it does not compile, and says why.
 static_assert(std::is_convertible_v<std::vector<std::int64_t>, ListView<std::int64_t>>);
 
 template <class Exception>
