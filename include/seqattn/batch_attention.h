@@ -18,13 +18,19 @@ class PagedKVCacheManager;
 
 // What every call of one attention layer has in common.
 struct AttentionOptions {
-  int num_qo_heads = 0;  // a multiple of the cache's num_heads; query head h reads KV head h /
-                         // (num_qo_heads / num_heads)
-  bool causal = true;    // query j of a row sees keys up to its own position, kv_len - q_len + j
-  int window_left = -1;  // >= 0: it sees no more than that many keys before its position; -1: all
-  std::optional<float> sm_scale = {};  // factor of q . k; 1 / sqrt(head_dim) unless set
-  float logits_soft_cap = 0;           // > 0: logits become cap * tanh(logit / cap), after scaling
-  int num_threads = 0;                 // of the CPU backend; 0 = all that OpenMP offers
+  // A multiple of the cache's num_heads; query head h reads KV head h / (num_qo_heads / num_heads).
+  int num_qo_heads = 0;
+  // Query j of a row sees keys up to its own position, kv_len - q_len + j.
+  bool causal = true;
+  // >= 0: a query sees no more than that many keys before its position; -1: all.
+  int window_left = -1;
+  // The factor of q . k, from -1e18 to 1e18; 1 / sqrt(head_dim) unless set.
+  std::optional<float> sm_scale = {};
+  // 1e-18 to 1e18: logits become cap * tanh(logit / cap), after scaling; 0: they stay.
+  float logits_soft_cap = 0;
+  // Threads of the CPU backend; 0 = all that OpenMP offers. Never more run than there are
+  // processors (64 where those are fewer) or than OMP_THREAD_LIMIT.
+  int num_threads = 0;
 };
 
 // The largest batch that `plan` will be given, 0 = no limit; a batch beyond it is an error. On a
@@ -47,10 +53,10 @@ struct PlanCapacity {
 
 // What a batch may bring besides its tables.
 struct PlanInputs {
-  // Empty, or for each row its [q_len, kv_len] booleans, row-major, one row after the other: 0
-  // hides the key from the query. It narrows what `causal` and `window_left` let through. Copied by
-  // plan.
-  std::span<const std::uint8_t> mask = {};
+  // For each row its [q_len, kv_len] booleans, row-major, one row after the other: 0 hides the key
+  // from the query. It narrows what `causal` and `window_left` let through. Copied by plan.
+  // nullopt: no mask, which an empty one is only for a batch without queries or keys.
+  std::optional<std::span<const std::uint8_t>> mask = {};
 };
 
 // What one run may bring besides q and out.
@@ -91,8 +97,9 @@ class SEQATTN_EXPORT BatchAttention {
   // until a planned page is freed (debug builds check). O(pages). Throws InvalidArgumentError,
   // leaving the previous plan in place, for tables that are no batch of this pool, an indptr that
   // falls or has another size, 0 < kv_len < q_len under a causal mask, a mask of another size, a
-  // batch beyond the capacity.
-  void plan(const FlashInferPackedData& packed, std::span<const std::int32_t> qo_indptr,
+  // batch beyond the capacity. A row without keys (q_len > kv_len == 0) is planned whatever its
+  // queries: they see nothing.
+  void plan(const FlashInferPackedData& packed, ListView<std::int32_t> qo_indptr,
             const PlanInputs& inputs = {}, Stream stream = {});
 
   // Writes the planned batch's new tokens, as many as its queries; PagedKVCacheManager::append_kv

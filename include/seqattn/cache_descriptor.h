@@ -128,8 +128,8 @@ class SEQATTN_EXPORT CacheDescriptor {
  private:
   friend class GrowTransaction;  // src/core/grow_transaction.h
 
-  // Starts a sequence that takes a reference to each of its pages.
-  void share(SeqId seq_id, SequenceData&& data);
+  // Starts a sequence that takes a reference to each of its pages, on behalf of the named call.
+  void share(SeqId seq_id, SequenceData&& data, const char* call);
 
   PagePool* pool_;
   PagedKVCacheManager* manager_ = nullptr;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -8,8 +9,9 @@
 
 namespace seqattn {
 
-// Every exception of the library derives from Error. Its message says what was given, what was
-// expected and, where there is a way out, the way out. A call that throws has changed nothing.
+// Every exception of the library but OutOfMemoryError derives from Error. Its message says what was
+// given, what was expected and, where there is a way out, the way out. A call that throws has
+// changed nothing.
 class SEQATTN_EXPORT Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -46,6 +48,18 @@ class SEQATTN_EXPORT NoPageError : public Error {
  private:
   std::int64_t needed_;
   std::int64_t available_;
+};
+
+// The memory of a cache is not there; the message says how much it was and for what. Not an Error:
+// who handles a lack of memory catches std::bad_alloc, and this with it.
+class SEQATTN_EXPORT OutOfMemoryError : public std::bad_alloc {
+ public:
+  explicit OutOfMemoryError(const std::string& message) : message_(message) {}
+  ~OutOfMemoryError() override;
+  const char* what() const noexcept override { return message_.what(); }
+
+ private:
+  std::runtime_error message_;  // copies of it cannot fail
 };
 
 // The request is well formed, but no backend of this build can serve it; the message names what

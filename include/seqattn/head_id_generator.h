@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "seqattn/export.h"
 #include "seqattn/types.h"
@@ -17,6 +18,7 @@ class SEQATTN_EXPORT HeadIDGenerator {
   // Throws InvalidArgumentError unless 0 <= head_idx < num_kv_heads and the id fits int64.
   SeqId get_head_id(SeqId seq_id, std::int64_t head_idx) const;
   std::int64_t num_kv_heads() const noexcept { return num_kv_heads_; }
+  std::string to_string() const;  // "HeadIDGenerator(num_kv_heads=8)"
 
  private:
   std::int64_t num_kv_heads_;

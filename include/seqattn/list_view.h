@@ -21,6 +21,15 @@ class ListView {
                std::is_same_v<std::ranges::range_value_t<Range>, T>) constexpr ListView(const Range&
                                                                                             range)
       : items_(std::ranges::data(range), std::ranges::size(range)) {}
+  // Elements of another type cannot be borrowed: said here rather than by a list of candidates.
+  template <class Range>
+  requires(std::ranges::contiguous_range<const Range>&& std::ranges::sized_range<const Range> &&
+           !std::is_same_v<std::ranges::range_value_t<Range>, T>) constexpr ListView(const Range&) {
+    static_assert(
+        std::is_same_v<std::ranges::range_value_t<Range>, T>,
+        "a list argument borrows its elements, so that their type has to be the very one: "
+        "std::int64_t for ids and lengths, std::int32_t for pages and indptr");
+  }
   // NOLINTEND(google-explicit-constructor)
 
   constexpr const T* begin() const noexcept { return items_.data(); }

@@ -62,12 +62,15 @@ class SEQATTN_EXPORT FlashInferPackedData {
  private:
   friend class CacheDescriptor;
   friend void check_packed(const PagePool& pool, const FlashInferPackedData& packed);
+  friend void check_not_freed(const PagePool& pool, const FlashInferPackedData& packed);
   struct Arrays {
     std::vector<std::int32_t> indices;
     std::vector<std::int32_t> indptr = {0};
     std::vector<std::int32_t> last_page_len;
     std::uint64_t pool_id = 0;
     std::uint64_t pool_epoch = 0;  // PagePool::epoch when this was packed
+    // PagePool::generation of each page when this was packed; empty in release builds.
+    std::vector<std::uint32_t> generations = {};
   };
   explicit FlashInferPackedData(Arrays arrays);
   std::shared_ptr<const Arrays> arrays_;

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "seqattn/export.h"
@@ -70,6 +71,7 @@ class SEQATTN_EXPORT PagePool {
 
   // Throws Error naming the first violated invariant. O(num_pages).
   void check_invariants() const;
+  std::string to_string() const;  // "PagePool(num_pages=8, page_size=4, available=7)"
 
   // How often the page has been freed, modulo 2^32; debug builds count it, to notice plans that
   // went stale.
@@ -91,6 +93,8 @@ class SEQATTN_EXPORT PagePool {
                            : static_cast<std::int64_t>(n % static_cast<std::uint64_t>(num_pages_));
   }
   bool contains(PageId page) const noexcept { return page >= 0 && page < num_pages_; }
+  // `ref` on behalf of the named call.
+  void ref(PageIds pages, const char* call);
   // `unref`, for references that sequences hold.
   void drop(PageIds pages);
   // While this stays what it was, pages that sequences held then have not become free. 0 once

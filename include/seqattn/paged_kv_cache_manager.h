@@ -41,15 +41,18 @@ struct Plane;
 class SEQATTN_EXPORT PagedKVCacheManager {
  public:
   // Throws InvalidArgumentError for a size below its minimum or a total of more than 2^62 bytes,
-  // UnsupportedError for a device or dtype that this build cannot serve, std::bad_alloc (or
+  // UnsupportedError for a device or dtype that this build cannot serve, OutOfMemoryError (or
   // BackendError, on a device) when the memory is not there.
   explicit PagedKVCacheManager(const KVCacheConfig& config);
 
   // A manager over the caller's tensors: one view a layer, shaped as above, with any page, token
   // and head strides that keep slots apart, innermost contiguous. Borrowed: never freed, never
   // cleared. `config.num_layers` must equal the number of views. Every page starts free: take those
-  // that hold data with `allocate`. Throws InvalidArgumentError naming the view and what was
-  // expected.
+  // that hold data with `allocate`. Keys and values of one layer may share memory (latent
+  // attention: values are a part of the keys); whoever appends then gives the shared elements the
+  // same content in both, since only a CPU writes keys first and values second. Throws
+  // InvalidArgumentError naming the view and what was expected; layers that share memory are
+  // refused (those that lie between one another need equal strides to be told apart).
   static std::unique_ptr<PagedKVCacheManager> from_tensors(std::span<const TensorView> keys,
                                                            std::span<const TensorView> values,
                                                            const KVCacheConfig& config);
@@ -79,22 +82,27 @@ class SEQATTN_EXPORT PagedKVCacheManager {
   //   values  [total_new_tokens, num_heads, head_dim_v], likewise
   //   append_indptr  [batch_size + 1], from 0, never falling, ending at total_new_tokens
   // Throws InvalidArgumentError, having written nothing, for tensors of another shape, dtype,
-  // stride or device; n_i > kv_len_i; a page outside the pool; a page to be written that is free,
-  // that another holder shares (count above 1), or that two rows would both write. O(pages + bytes
-  // written). With f32 input for a 16-bit cache values round to nearest even.
+  // stride or device, or inside the cache; n_i > kv_len_i; a page outside the pool; a page to be
+  // written that is free, that another holder shares (count above 1), or that two rows would both
+  // write. O(pages + bytes written). With f32 input for a 16-bit cache values round to nearest
+  // even.
   void append_kv(const TensorView& keys, const TensorView& values,
-                 const FlashInferPackedData& packed, std::span<const std::int32_t> append_indptr,
+                 const FlashInferPackedData& packed, ListView<std::int32_t> append_indptr,
                  int layer = 0, Stream stream = {});
 
   // Reads tokens [first, first + count) of the sequence whose pages are listed into
   // keys [count, num_heads, head_dim] and values [count, num_heads, head_dim_v], cache dtype or
-  // float32. Throws InvalidArgumentError for a range beyond the pages, an unknown page or wrong
-  // tensors.
+  // float32. Throws InvalidArgumentError for a range beyond the pages, an unknown page, wrong
+  // tensors, or ones that meet each other or the cache.
   void read_kv(PageIds pages, std::int64_t first, std::int64_t count, const TensorView& keys,
                const TensorView& values, int layer = 0, Stream stream = {}) const;
 
-  // Copies pages in every layer, in order. Throws InvalidArgumentError for an unknown or free page.
+  // Copies pages in every layer, in order. Throws InvalidArgumentError, having copied nothing, for
+  // an unknown or free page and a target that another holder shares (count above 1).
   void copy_pages(std::span<const PageCopy> copies, Stream stream = {});
+
+  // Waits until the work that was enqueued on the stream is done; on a CPU it is.
+  void synchronize(Stream stream = {}) const;
 
   // Bytes of keys and values that one page takes, over all layers.
   std::int64_t bytes_per_page() const noexcept;

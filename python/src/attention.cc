@@ -2,6 +2,8 @@
 #include <nanobind/stl/string.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <mutex>
 #include <utility>
 
@@ -13,6 +15,15 @@ namespace seqattn::python {
 namespace {
 
 using namespace nb::literals;
+
+// Throws InvalidArgumentError for a number that float32 would turn into 0 or infinity.
+float to_float(double value, std::string_view name) {
+  const bool fits = value == 0 || !std::isfinite(value) ||
+                    (std::abs(value) >= std::numeric_limits<float>::denorm_min() &&
+                     std::abs(value) <= std::numeric_limits<float>::max());
+  require(fits, name, ": got ", value, "; expected 0 or a number that float32 can hold");
+  return static_cast<float>(value);
+}
 
 void init(Attention* self, const Any& cache_manager, const Int& num_qo_heads, bool causal,
           const Int& window_left, std::optional<double> sm_scale, double logits_soft_cap,
@@ -28,8 +39,8 @@ void init(Attention* self, const Any& cache_manager, const Int& num_qo_heads, bo
   options.num_qo_heads = to_int(num_qo_heads, "num_qo_heads");
   options.causal = causal;
   options.window_left = to_int(window_left, "window_left");
-  if (sm_scale) options.sm_scale = static_cast<float>(*sm_scale);
-  options.logits_soft_cap = static_cast<float>(logits_soft_cap);
+  if (sm_scale) options.sm_scale = to_float(*sm_scale, "sm_scale");
+  options.logits_soft_cap = to_float(logits_soft_cap, "logits_soft_cap");
   options.num_threads = to_int(num_threads, "num_threads");
   const PlanCapacity capacity{to_int64(max_sequences, "max_sequences"),
                               to_int64(max_q_tokens, "max_q_tokens"),
@@ -74,9 +85,10 @@ void plan(Attention& self, const Any& flashinfer_data, const Ints& qo_indptr_lis
   const int page_size = nb::cast<Manager&>(self.owner).page_pool().page_size();
   const std::vector<std::uint8_t> bytes = to_mask(mask, packed.data, qo_indptr, page_size);
   const Stream stream = nb::cast<Manager&>(self.owner).stream();
+  const PlanInputs inputs{.mask = mask.is_none() ? std::nullopt : std::optional(std::span(bytes))};
   nb::gil_scoped_release release;
   const std::unique_lock lock(self.mutex);
-  self.attention->plan(packed.data, qo_indptr, {.mask = bytes}, stream);
+  self.attention->plan(packed.data, qo_indptr, inputs, stream);
 }
 
 Accepts accepted(const Attention& self) {

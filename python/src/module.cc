@@ -1,4 +1,5 @@
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
 
 #include "arguments.h"
 #include "classes.h"
@@ -30,9 +31,7 @@ void bind_head_id_generator(nb::module_& m) {
           "seq_id"_a, "head_idx"_a,
           "Raises InvalidArgumentError unless 0 <= head_idx < num_kv_heads and the id fits 64 "
           "bits.")
-      .def("__repr__", [](const HeadIDGenerator& self) {
-        return nb::str("HeadIDGenerator(num_kv_heads={})").format(self.num_kv_heads());
-      });
+      .def("__repr__", &HeadIDGenerator::to_string);
 }
 
 }  // namespace

@@ -91,11 +91,7 @@ void bind_pool(nb::module_& m) {
   cls.def_prop_ro(
          "id", [](const Pool& self) { return self.pool->id(); },
          "A number that no other pool of this process has; FlashInferPackedData.pool_id is it.")
-      .def("__repr__", [](const Pool& self) {
-        return concat("PagePool(num_pages=", self.pool->num_pages(),
-                      ", page_size=", self.pool->page_size(),
-                      ", available=", self.pool->available_pages_count(), ")");
-      });
+      .def("__repr__", [](const Pool& self) { return self.pool->to_string(); });
 }
 
 }  // namespace seqattn::python

@@ -32,6 +32,11 @@ struct Plane {
   std::byte* slot(PageId page, std::int64_t token, std::int64_t head) const noexcept {
     return data + page * page_stride + token * token_stride + head * head_stride;
   }
+  // Behind the last slot. REQUIRES num_pages > 0.
+  const std::byte* end() const noexcept {
+    return slot(static_cast<PageId>(num_pages - 1), page_size - 1, num_heads - 1) +
+           head_dim * size_of(dtype);
+  }
 };
 
 // Tokens [first, first + count) of the sequence with these pages <-> rows [row, row + count) of a

@@ -4,27 +4,33 @@
 #include <cmath>
 #include <utility>
 
+#include "apart_check.h"
 #include "backend.h"
 #include "batch_plan.h"
 #include "message.h"
+#include "packed_check.h"
 #include "seqattn/paged_kv_cache_manager.h"
 #include "tensor_check.h"
 
 namespace seqattn {
 namespace {
 
+// Kernels multiply logits by sm_scale / logits_soft_cap: so far apart the two stay in float32.
+constexpr float kMaxFactor = 1e18f;
+
 AttentionOptions checked(AttentionOptions options, const KVCacheConfig& cache) {
   require(options.num_qo_heads >= 1 && options.num_qo_heads % cache.num_heads == 0,
-          "num_qo_heads: got ", options.num_qo_heads, "; expected a multiple of the cache's ",
-          cache.num_heads, " heads");
+          "num_qo_heads: got ", options.num_qo_heads,
+          "; expected a positive multiple of the cache's ", cache.num_heads, " heads");
   require(options.window_left >= -1, "window_left: got ", options.window_left,
           "; expected at least 0, or -1 for all");
   if (!options.sm_scale) options.sm_scale = 1 / std::sqrt(static_cast<float>(cache.head_dim));
-  require(std::isfinite(*options.sm_scale), "sm_scale: got ", *options.sm_scale,
-          "; expected a finite number");
-  require(std::isfinite(options.logits_soft_cap) && options.logits_soft_cap >= 0,
-          "logits_soft_cap: got ", options.logits_soft_cap,
-          "; expected a finite number above 0, or 0 for none");
+  require(std::abs(*options.sm_scale) <= kMaxFactor, "sm_scale: got ", *options.sm_scale,
+          "; expected a finite number of at most ", kMaxFactor, " either side of 0");
+  require(options.logits_soft_cap == 0 ||
+              (options.logits_soft_cap >= 1 / kMaxFactor && options.logits_soft_cap <= kMaxFactor),
+          "logits_soft_cap: got ", options.logits_soft_cap, "; expected a finite number from ",
+          1 / kMaxFactor, " to ", kMaxFactor, ", or 0 for none");
   require(options.num_threads >= 0, "num_threads: got ", options.num_threads,
           "; expected at least 1, or 0 for all");
   return options;
@@ -58,7 +64,7 @@ AttentionShape shape_of(const AttentionOptions& options, const KVCacheConfig& ca
 
 const BatchPlan& planned(const std::unique_ptr<BatchPlan>& plan, const PagePool& pool) {
   require(plan != nullptr, "attention: got no batch; expected a call of plan first");
-  plan->check_fresh(pool);
+  check_not_freed(pool, plan->packed);
   return *plan;
 }
 
@@ -67,24 +73,6 @@ std::int64_t expected_rows(const TensorView& tensor, const BatchPlan& plan,
                            const PlanCapacity& capacity) {
   const bool padded = capacity.max_q_tokens > 0 && tensor.shape[0] == capacity.max_q_tokens;
   return padded ? capacity.max_q_tokens : plan.attention.num_q_tokens;
-}
-
-struct Named {
-  const char* name;
-  const TensorView& tensor;
-};
-
-// Throws InvalidArgumentError when an output would be written where something else lies.
-void check_apart(std::span<const Named> outputs, std::span<const Named> others) {
-  for (std::size_t i = 0; i < outputs.size(); ++i) {
-    const auto check = [&](const Named& other) {
-      require(!outputs[i].tensor || !other.tensor || !ranges_meet(outputs[i].tensor, other.tensor),
-              outputs[i].name, ": shares memory with ", other.name,
-              "; expected an output of its own");
-    };
-    for (std::size_t j = i + 1; j < outputs.size(); ++j) check(outputs[j]);
-    for (const Named& other : others) check(other);
-  }
 }
 
 }  // namespace
@@ -98,9 +86,8 @@ BatchAttention::BatchAttention(PagedKVCacheManager& manager, const AttentionOpti
 
 BatchAttention::~BatchAttention() = default;
 
-void BatchAttention::plan(const FlashInferPackedData& packed,
-                          std::span<const std::int32_t> qo_indptr, const PlanInputs& inputs,
-                          Stream stream) {
+void BatchAttention::plan(const FlashInferPackedData& packed, ListView<std::int32_t> qo_indptr,
+                          const PlanInputs& inputs, Stream stream) {
   auto plan = make_batch_plan(manager_->pool(), shape_of(options_, manager_->config()), capacity_,
                               packed, qo_indptr, inputs);
   kernel_->plan(plan->attention, stream);
@@ -145,11 +132,13 @@ void BatchAttention::run(const TensorView& q, const TensorView& out, const RunOp
     spec.output = false;
     check_tensor(options.sink_logits, spec);
   }
-  const std::array outputs{Named{"out", out}, Named{"lse", options.lse}};
-  const std::array others{Named{"q", q}, Named{"sink_logits", options.sink_logits},
-                          Named{"the key cache", manager_->key_cache(layer)},
-                          Named{"the value cache", manager_->value_cache(layer)}};
-  check_apart(outputs, others);
+  const NamedTensor named_out{"out", out}, named_lse{"lse", options.lse};
+  const std::array inputs{NamedTensor{"q", q}, NamedTensor{"sink_logits", options.sink_logits}};
+  check_apart(named_out, std::array{named_lse});
+  for (const NamedTensor& output : {named_out, named_lse}) {
+    check_apart(output, inputs);
+    check_apart_from_cache(output, manager_->planes_);
+  }
   kernel_->run(planes, q, out, options.lse, options.sink_logits, stream);
 }
 

@@ -59,15 +59,6 @@ std::int64_t add_rows(BatchPlan& plan, const AttentionShape& shape, const PlanCa
 
 }  // namespace
 
-void BatchPlan::check_fresh(const PagePool& pool) const {
-  for (std::size_t i = 0; i < page_generations.size(); ++i) {
-    const PageId page = attention.page_indices[i];
-    require(pool.generation(page) == page_generations[i], "plan: page ", page,
-            " was freed after the batch was planned; expected a plan whose pages live: pack and "
-            "plan again");
-  }
-}
-
 std::unique_ptr<BatchPlan> make_batch_plan(const PagePool& pool, const AttentionShape& shape,
                                            const PlanCapacity& capacity,
                                            const FlashInferPackedData& packed,
@@ -78,20 +69,14 @@ std::unique_ptr<BatchPlan> make_batch_plan(const PagePool& pool, const Attention
   check_capacity(capacity, packed, qo_indptr.back());
   auto plan = std::make_unique<BatchPlan>();
   const std::int64_t mask_size = add_rows(*plan, shape, capacity, packed, qo_indptr);
-  require(inputs.mask.empty() || static_cast<std::int64_t>(inputs.mask.size()) == mask_size,
-          "mask: got ", inputs.mask.size(), " entries; expected ", mask_size,
-          ", the sum of q_len x kv_len over the rows, or none");
+  const auto mask = inputs.mask.value_or(std::span<const std::uint8_t>{});
+  require(!inputs.mask || static_cast<std::int64_t>(mask.size()) == mask_size, "mask: got ",
+          mask.size(), " entries; expected ", mask_size,
+          ", the sum of q_len x kv_len over the rows, or no mask");
   plan->packed = packed;
   plan->attention.page_indices = plan->packed.kv_page_indices();
-  plan->attention.mask.assign(inputs.mask.begin(), inputs.mask.end());
+  plan->attention.mask.assign(mask.begin(), mask.end());
   plan->attention.num_q_tokens = qo_indptr.back();
-#ifndef NDEBUG
-  if (!plan->is_foreign()) {
-    const auto pages = packed.kv_page_indices();
-    plan->page_generations.reserve(pages.size());
-    for (const PageId page : pages) plan->page_generations.push_back(pool.generation(page));
-  }
-#endif
   return plan;
 }
 

@@ -18,15 +18,11 @@ struct BatchPlan {
   FlashInferPackedData packed;  // holds the page table that `attention` reads
   AttentionPlan attention;
   std::vector<AppendRow> append_rows;  // as many new tokens as queries
-  // Debug builds: PagePool::generation of the pages, where they are this pool's own.
-  std::vector<std::uint32_t> page_generations;
 
   bool is_foreign() const noexcept { return packed.pool_id() == 0; }
   AppendBatch append_batch() const noexcept {
     return {.page_indices = attention.page_indices, .rows = append_rows, .foreign = is_foreign()};
   }
-  // Throws InvalidArgumentError when a planned page is known to have been freed since.
-  void check_fresh(const PagePool& pool) const;
 };
 
 // Throws what BatchAttention::plan says. O(pages).

@@ -95,11 +95,11 @@ std::int64_t CacheDescriptor::release(SeqIds seq_ids) {
 
 void CacheDescriptor::clear() { release(seq_ids()); }
 
-void CacheDescriptor::share(SeqId seq_id, SequenceData&& data) {
+void CacheDescriptor::share(SeqId seq_id, SequenceData&& data, const char* call) {
   const auto [entry, is_new] = sequences_.try_emplace(seq_id, std::move(data));
   require(is_new, "sequence ", seq_id, " exists; expected a new id: release it first");
   try {
-    pool_->ref(entry->second.kv_page_indices);
+    pool_->ref(entry->second.kv_page_indices, call);
   } catch (...) {
     sequences_.erase(entry);
     throw;
@@ -114,11 +114,12 @@ void CacheDescriptor::fork(SeqId parent, SeqId child, std::int64_t num_tokens) {
   const int page_size = pool_->page_size();
   const auto num_pages = static_cast<std::size_t>(pages_for(num_tokens, page_size));
   share(child,
-        make_sequence(std::span(data.kv_page_indices).first(num_pages), num_tokens, page_size));
+        make_sequence(std::span(data.kv_page_indices).first(num_pages), num_tokens, page_size),
+        "fork");
 }
 
 void CacheDescriptor::attach(SeqId seq_id, PageIds pages, std::int64_t num_tokens) {
-  share(seq_id, make_sequence(pages, num_tokens, pool_->page_size()));
+  share(seq_id, make_sequence(pages, num_tokens, pool_->page_size()), "attach");
 }
 
 void CacheDescriptor::adopt(SeqId seq_id, PageIds pages, std::int64_t num_tokens) {
@@ -132,6 +133,8 @@ void CacheDescriptor::adopt(SeqId seq_id, PageIds pages, std::int64_t num_tokens
     }
   }
   for (const PageId page : pages) {
+    require(pool_->contains(page), "adopt: got page ", page, "; expected 0 <= page < ",
+            pool_->num_pages());
     const std::int32_t count = pool_->ref_count(page);
     require(count > 0, "adopt: page ", page, " is free; expected a page in use");
     require(holders[page] <= count, "adopt: page ", page, " has ", count, " references for ",

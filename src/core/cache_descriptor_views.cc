@@ -63,6 +63,10 @@ FlashInferPackedData CacheDescriptor::pack_for_flashinfer(SeqIds seq_ids) const 
   }
   packed.indices.reserve(total);
   for (const auto& row : rows) packed.indices.insert(packed.indices.end(), row.begin(), row.end());
+#ifndef NDEBUG
+  packed.generations.reserve(total);
+  for (const PageId page : packed.indices) packed.generations.push_back(pool_->generation(page));
+#endif
   return FlashInferPackedData(std::move(packed));
 }
 

@@ -9,6 +9,7 @@ Error::~Error() = default;
 InvalidArgumentError::~InvalidArgumentError() = default;
 UnknownSequenceError::~UnknownSequenceError() = default;
 NoPageError::~NoPageError() = default;
+OutOfMemoryError::~OutOfMemoryError() = default;
 UnsupportedError::~UnsupportedError() = default;
 BackendError::~BackendError() = default;
 
@@ -16,7 +17,10 @@ UnknownSequenceError::UnknownSequenceError(std::int64_t seq_id)
     : Error(concat("Sequence ID ", seq_id, " not found in cache descriptor")), seq_id_(seq_id) {}
 
 NoPageError::NoPageError(std::int64_t needed, std::int64_t available)
-    : Error(concat("Need ", needed, " pages but only ", available, " available")),
+    : Error(concat("Need ", needed, " pages but only ", available,
+                   " available: release or truncate sequences, "
+                   "or give the pool a reclaimer (set_reclaimer); try_allocate reports this as a "
+                   "value")),
       needed_(needed),
       available_(available) {}
 

@@ -36,6 +36,7 @@ GrowTransaction GrowTransaction::by_one_token(CacheDescriptor& descriptor, SeqId
 
 bool GrowTransaction::prepare(Stream stream) {
   turns_.reserve(seq_ids_.size());
+  pool_.begin();
   apply_turns();
   if (needed_ > available_) {
     const std::int64_t missing = needed_ - available_;
@@ -51,6 +52,7 @@ bool GrowTransaction::prepare(Stream stream) {
   }
   take_pages();
   if (descriptor_.manager_ != nullptr) descriptor_.manager_->enqueue_copies(copies_, stream);
+  pool_.retain();
   return true;
 }
 

@@ -16,6 +16,11 @@ namespace seqattn {
 // pool back as they were. Ids are handled in order, as if each had a call of its own: the batch is
 // applied turn by turn, each turn logged, so that a later turn of the same sequence, or of one that
 // shares its last page, meets the state that the earlier ones leave.
+//
+// Several growths, of descriptors over one pool or over several, commit together: prepare each in
+// turn, then commit them all. When one cannot be prepared, destroy them in the reverse of that
+// order (locals are). Each meets the pages that the ones before have taken, but not the shares that
+// they give up, which go at `commit`: a page that two of them share is copied for both.
 class GrowTransaction {
  public:
   // Both lists must outlive the transaction.

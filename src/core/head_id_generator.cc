@@ -19,4 +19,8 @@ SeqId HeadIDGenerator::get_head_id(SeqId seq_id, std::int64_t head_idx) const {
   return id;
 }
 
+std::string HeadIDGenerator::to_string() const {
+  return concat("HeadIDGenerator(num_kv_heads=", num_kv_heads_, ")");
+}
+
 }  // namespace seqattn

@@ -43,10 +43,22 @@ void check_packed(const PagePool& pool, const FlashInferPackedData& packed) {
               pages[i], " at entry ", i, " is free; pack the batch again after a release");
     }
   }
+  check_not_freed(pool, packed);
   const auto lengths = packed.kv_last_page_len();
   for (std::size_t row = 0; row < lengths.size(); ++row) {
     require(lengths[row] <= pool.page_size(), "kv_last_page_len: got ", lengths[row], " for row ",
             row, "; expected at most page_size, ", pool.page_size());
+  }
+}
+
+void check_not_freed(const PagePool& pool, const FlashInferPackedData& packed) {
+  const std::vector<std::uint32_t>& generations = packed.arrays_->generations;
+  const auto pages = packed.kv_page_indices();
+  for (std::size_t i = 0; i < generations.size(); ++i) {
+    require(pool.generation(pages[i]) == generations[i], "kv_page_indices: page ", pages[i],
+            " at entry ", i,
+            " was freed after the batch was packed; expected pages that live: pack it again, and "
+            "plan again");
   }
 }
 

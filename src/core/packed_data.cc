@@ -19,7 +19,8 @@ FlashInferPackedData::FlashInferPackedData(std::vector<std::int32_t> kv_page_ind
                                            std::vector<std::int32_t> kv_last_page_len)
     : FlashInferPackedData(Arrays{std::move(kv_page_indices), std::move(kv_page_indptr),
                                   std::move(kv_last_page_len), /*pool_id=*/0, /*pool_epoch=*/0}) {
-  const auto& [indices, indptr, lengths, pool_id, epoch] = *arrays_;
+  const std::vector<std::int32_t>&indices = arrays_->indices, &indptr = arrays_->indptr,
+        &lengths = arrays_->last_page_len;
   check_indptr("kv_page_indptr", indptr, batch_size() + 1,
                static_cast<std::int64_t>(indices.size()));
   for (std::size_t row = 0; row < lengths.size(); ++row) {

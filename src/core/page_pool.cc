@@ -61,12 +61,14 @@ std::vector<PageId> PagePool::allocate(std::int64_t num_pages) {
   return pages;
 }
 
-void PagePool::ref(PageIds pages) {
+void PagePool::ref(PageIds pages) { ref(pages, "ref"); }
+
+void PagePool::ref(PageIds pages, const char* call) {
   for (std::size_t i = 0; i < pages.size(); ++i) {
     const auto page = static_cast<std::size_t>(pages[i]);
     if (!contains(pages[i]) || counts_[page] == 0 || counts_[page] == kMaxCount) [[unlikely]] {
       for (std::size_t k = 0; k < i; ++k) --counts_[static_cast<std::size_t>(pages[k])];
-      refuse("ref", pages[i], i);
+      refuse(call, pages[i], i);
     }
     ++counts_[page];
   }
@@ -153,6 +155,11 @@ void PagePool::check_invariants() const {
     check(counts_[page] >= 0, "page ", page, " has a count of ", counts_[page]);
     check(counts_[page] > 0 || listed[page], "page ", page, " has a count of 0 and is not free");
   }
+}
+
+std::string PagePool::to_string() const {
+  return concat("PagePool(num_pages=", num_pages_, ", page_size=", page_size_,
+                ", available=", available_pages_count(), ")");
 }
 
 }  // namespace seqattn

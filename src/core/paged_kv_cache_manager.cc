@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <array>
+#include <memory>
+#include <new>
 #include <string_view>
 #include <vector>
 
+#include "apart_check.h"
 #include "append_batch.h"
 #include "backend.h"
 #include "message.h"
@@ -82,6 +85,19 @@ TensorView view_of(const Plane& plane, const KVCacheConfig& config) {
   return view;
 }
 
+std::shared_ptr<void> allocate_layers(Backend& backend, const KVCacheConfig& config, int head_dim,
+                                      bool keys) {
+  const std::int64_t bytes = layer_bytes(config, head_dim) * config.num_layers;
+  try {
+    return backend.allocate(bytes, config.device);
+  } catch (const std::bad_alloc&) {
+    throw OutOfMemoryError(
+        concat("cache: no memory for the ", bytes, " bytes of the ", keys ? "keys" : "values",
+               " of ", config.num_layers, " layers and ", config.num_pages,
+               " pages; expected a size that fits: use fewer pages (num_pages)"));
+  }
+}
+
 // The keys (or values) of an append or a read.
 void check_tokens(std::string_view name, const TensorView& tensor, std::int64_t num_tokens,
                   const Plane& plane, Device device, bool output) {
@@ -107,8 +123,7 @@ PagedKVCacheManager::PagedKVCacheManager(const KVCacheConfig& config)
     : PagedKVCacheManager(config, Borrowed{}) {
   const std::array head_dims{config_.head_dim, config_.head_dim_v};
   for (const int head_dim : head_dims) {
-    const std::int64_t bytes = layer_bytes(config_, head_dim) * config_.num_layers;
-    storage_.push_back(backend_.allocate(bytes, config_.device));
+    storage_.push_back(allocate_layers(backend_, config_, head_dim, storage_.empty()));
   }
   for (int layer = 0; layer < config_.num_layers; ++layer) {
     for (std::size_t i = 0; i < head_dims.size(); ++i) {
@@ -142,6 +157,7 @@ std::unique_ptr<PagedKVCacheManager> PagedKVCacheManager::from_tensors(
     add("keys", layer, keys[layer], resolved.head_dim);
     add("values", layer, values[layer], resolved.head_dim_v);
   }
+  check_layers_apart(manager->planes_);
   return manager;
 }
 
@@ -163,7 +179,7 @@ std::span<const Plane> PagedKVCacheManager::layer_planes(int layer) const {
 
 void PagedKVCacheManager::append_kv(const TensorView& keys, const TensorView& values,
                                     const FlashInferPackedData& packed,
-                                    std::span<const std::int32_t> append_indptr, int layer,
+                                    ListView<std::int32_t> append_indptr, int layer,
                                     Stream stream) {
   check_packed(pool_, packed);
   check_indptr("append_indptr", append_indptr, packed.batch_size() + 1, -1);
@@ -186,6 +202,8 @@ void PagedKVCacheManager::check_new_tokens(const TensorView& keys, const TensorV
   const auto planes = layer_planes(layer);
   check_tokens("keys", keys, num_tokens, planes[0], config_.device, /*output=*/false);
   check_tokens("values", values, num_tokens, planes[1], config_.device, /*output=*/false);
+  check_apart_from_cache({"keys", keys}, planes_);
+  check_apart_from_cache({"values", values}, planes_);
 }
 
 void PagedKVCacheManager::read_kv(PageIds pages, std::int64_t first, std::int64_t count,
@@ -199,6 +217,9 @@ void PagedKVCacheManager::read_kv(PageIds pages, std::int64_t first, std::int64_
   for (const PageId page : pages) pool_.ref_count(page);
   check_tokens("keys", keys, count, planes[0], config_.device, /*output=*/true);
   check_tokens("values", values, count, planes[1], config_.device, /*output=*/true);
+  check_apart({"keys", keys}, std::array{NamedTensor{"values", values}});
+  check_apart_from_cache({"keys", keys}, planes_);
+  check_apart_from_cache({"values", values}, planes_);
   const TokenRange range{.pages = pages.data(), .first = first, .count = count, .row = 0};
   if (count > 0) {
     backend_.read_tokens(planes, std::array{keys, values}, std::span(&range, 1), stream);
@@ -211,6 +232,9 @@ void PagedKVCacheManager::copy_pages(std::span<const PageCopy> copies, Stream st
       require(pool_.ref_count(page) > 0, "copy_pages: page ", page,
               " is free; expected a page in use");
     }
+    const std::int32_t count = pool_.ref_count(copy.target);
+    require(count == 1, "copy_pages: page ", copy.target, " has ", count,
+            " references; expected 1: a shared page is never written");
   }
   enqueue_copies(copies, stream);
 }
@@ -218,6 +242,8 @@ void PagedKVCacheManager::copy_pages(std::span<const PageCopy> copies, Stream st
 void PagedKVCacheManager::enqueue_copies(std::span<const PageCopy> copies, Stream stream) const {
   if (!copies.empty()) backend_.copy_pages(planes_, copies, stream);
 }
+
+void PagedKVCacheManager::synchronize(Stream stream) const { backend_.synchronize(stream); }
 
 std::int64_t PagedKVCacheManager::bytes_per_page() const noexcept {
   const std::int64_t elements = std::int64_t{config_.page_size} * config_.num_heads *

@@ -2,12 +2,12 @@
 
 namespace seqattn {
 
-void PoolTransaction::begin(PagePool& pool) noexcept {
-  pool_ = &pool;
-  old_head_ = pool.head_;
-  old_tail_ = pool.tail_;
-  front_ = pool.ring_index(pool.head_);
+void PoolTransaction::begin() noexcept {
+  old_tail_ = pool_->tail_;
+  front_ = pool_->ring_index(pool_->head_);
+  num_taken_ = 0;
   dropped_.clear();
+  retains_ = false;
 }
 
 void PoolTransaction::drop(PageIds pages) {
@@ -28,26 +28,43 @@ void PoolTransaction::take(std::span<PageId> pages) noexcept {
   }
   front_ = front;
   pool_->head_ += pages.size();
+  num_taken_ += pages.size();
 }
 
 bool PoolTransaction::reclaim(std::int64_t num_pages) {
   rollback();
   const bool reclaimed = pool_->reclaim(num_pages);
-  begin(*pool_);
+  begin();
   return reclaimed;
 }
 
-void PoolTransaction::commit() noexcept { begin(*pool_); }
+void PoolTransaction::retain() noexcept {
+  for (const PageIds& pages : dropped_) pool_->undo_unref(pages, old_tail_);
+  retains_ = true;
+}
+
+void PoolTransaction::commit() noexcept {
+  if (!retains_) dropped_.clear();
+  for (const PageIds& pages : dropped_) {
+    for (const PageId& page : pages) {
+      // A reclaimer may have dropped what was not its own.
+      if (pool_->counts_[static_cast<std::size_t>(page)] > 0) pool_->drop(std::span(&page, 1));
+    }
+  }
+  begin();
+}
 
 void PoolTransaction::rollback() noexcept {
   // Taken pages still lie in the ring in front of its head: freed ones go behind its tail, and
   // there are never more entries than pages.
-  for (; pool_->head_ != old_head_; --pool_->head_) {
+  for (; num_taken_ != 0; --num_taken_, --pool_->head_) {
     const std::int64_t last = pool_->ring_index(pool_->head_ - 1);
     pool_->counts_[static_cast<std::size_t>(pool_->ring_[static_cast<std::size_t>(last)])] = 0;
   }
-  for (const PageIds& pages : dropped_) pool_->undo_unref(pages, old_tail_);
-  begin(*pool_);
+  if (!retains_) {
+    for (const PageIds& pages : dropped_) pool_->undo_unref(pages, old_tail_);
+  }
+  begin();
 }
 
 }  // namespace seqattn

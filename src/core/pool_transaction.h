@@ -11,14 +11,22 @@ namespace seqattn {
 
 // A change to a pool in two halves. `drop` and `take` prepare: they work on the pool at once, each
 // all or nothing. Then either `commit` keeps all of it, or the destructor (or `rollback`) puts the
-// pool back as it was. One transaction on a pool at a time; nothing else changes the pool
-// meanwhile, and a page taken is not dropped again.
+// pool back as it was. Nothing else changes the pool meanwhile, and a page taken is not dropped
+// again.
+//
+// Several transactions of one pool may be open once each has called `retain`: they are rolled back
+// in the reverse of the order in which they began, which destructors of locals do by themselves.
+// Between `retain` and the end references may come and go, of a reclaimer for example, and pages
+// become free.
 class PoolTransaction {
  public:
-  explicit PoolTransaction(PagePool& pool) noexcept { begin(pool); }
+  explicit PoolTransaction(PagePool& pool) noexcept : pool_(&pool) { begin(); }
   ~PoolTransaction() { rollback(); }
   PoolTransaction(const PoolTransaction&) = delete;
   PoolTransaction& operator=(const PoolTransaction&) = delete;
+
+  // Starts from the pool as it is now. REQUIRES nothing to commit or to roll back.
+  void begin() noexcept;
 
   // PagePool::unref. The list must stay where it is until commit or rollback.
   void drop(PageIds pages);
@@ -30,17 +38,20 @@ class PoolTransaction {
   // Asks the pool's reclaimer for that many more pages, having rolled back first.
   bool reclaim(std::int64_t num_pages);
 
+  // The end of preparation: takes dropped references back until `commit`. Without them somebody
+  // else's last reference could free a page that a rollback needs, or that is yet to be copied.
+  void retain() noexcept;
+
   void commit() noexcept;
   void rollback() noexcept;
 
  private:
-  void begin(PagePool& pool) noexcept;
-
   PagePool* pool_;
-  std::uint64_t old_head_;
-  std::uint64_t old_tail_;
-  std::int64_t front_;  // of the free list, in PagePool::ring_
+  std::uint64_t old_tail_ = 0;
+  std::int64_t front_ = 0;  // of the free list, in PagePool::ring_
+  std::uint64_t num_taken_ = 0;
   std::vector<PageIds> dropped_;
+  bool retains_ = false;  // the references of dropped_
 };
 
 }  // namespace seqattn

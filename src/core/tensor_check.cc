@@ -37,16 +37,19 @@ bool elements_are_apart(const TensorView& tensor) noexcept {
   return true;
 }
 
+ByteRange byte_range(const TensorView& tensor) noexcept {
+  std::int64_t last = 0;
+  for (int i = 0; i < tensor.rank; ++i) last += tensor.strides[i] * (tensor.shape[i] - 1);
+  const auto* const begin = static_cast<const std::byte*>(tensor.data);
+  return {begin, begin + (last + 1) * size_of(tensor.dtype)};
+}
+
 bool ranges_meet(const TensorView& a, const TensorView& b) noexcept {
-  if (a.num_elements() == 0 || b.num_elements() == 0 || a.device != b.device) return false;
-  const auto end = [](const TensorView& t) {
-    std::int64_t last = 0;
-    for (int i = 0; i < t.rank; ++i) last += t.strides[i] * (t.shape[i] - 1);
-    return static_cast<const char*>(t.data) + (last + 1) * size_of(t.dtype);
-  };
-  const std::less<const char*> before;
-  return before(static_cast<const char*>(a.data), end(b)) &&
-         before(static_cast<const char*>(b.data), end(a));
+  if (!a || !b || a.device != b.device) return false;
+  if (a.num_elements() == 0 || b.num_elements() == 0) return false;
+  const ByteRange range_a = byte_range(a), range_b = byte_range(b);
+  const std::less<const std::byte*> before;
+  return before(range_a.begin, range_b.end) && before(range_b.begin, range_a.end);
 }
 
 void check_tensor(const TensorView& tensor, const TensorSpec& spec) {

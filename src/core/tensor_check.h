@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -25,7 +26,15 @@ void check_tensor(const TensorView& tensor, const TensorSpec& spec);
 // True when no two elements share memory (every stride clears the extent of the smaller ones).
 bool elements_are_apart(const TensorView& tensor) noexcept;
 
-// True when the two tensors' byte ranges meet.
+struct ByteRange {
+  const std::byte* begin = nullptr;
+  const std::byte* end = nullptr;
+};
+
+// From the first to behind the last element. REQUIRES one.
+ByteRange byte_range(const TensorView& tensor) noexcept;
+
+// True when the two tensors' byte ranges meet; false for "no tensor".
 bool ranges_meet(const TensorView& a, const TensorView& b) noexcept;
 
 // Checks an indptr: `size` entries that start at 0, never fall and end at `last` (any end where

@@ -50,7 +50,7 @@ std::vector<TileRows> cut_rows(const AttentionShape& shape, const AttentionRow& 
 // Two items a thread, of equal length, keep threads busy; beyond that heads stay together.
 int heads_per_item(std::int64_t num_chunks, int num_heads, int num_threads) {
   if (num_threads == 1) return num_heads;
-  const std::int64_t pieces = ceil_div(2 * num_threads, num_chunks);
+  const std::int64_t pieces = ceil_div(2 * std::int64_t{num_threads}, num_chunks);
   return static_cast<int>(ceil_div(num_heads, std::min<std::int64_t>(pieces, num_heads)));
 }
 

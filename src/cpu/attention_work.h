@@ -23,7 +23,6 @@ inline constexpr int kMaxChunks = 32;
 struct KVRange {
   std::int64_t begin = 0;
   std::int64_t end = 0;
-  bool empty() const noexcept { return begin >= end; }
 };
 
 // Query rows [first_row, first_row + num_rows) of one KV head of one row. They share every key and

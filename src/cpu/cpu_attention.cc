@@ -78,7 +78,7 @@ class CpuAttention final : public AttentionKernel {
 
   void append(std::span<const Plane> planes, std::span<const TensorView> tensors,
               std::span<const TokenRange> ranges, Stream) const override {
-    write_tokens_cpu(planes, tensors, ranges);
+    write_tokens_cpu(planes, tensors, ranges, shape_.num_threads);
   }
 
   void run(std::span<const Plane> planes, const TensorView& q, const TensorView& out,

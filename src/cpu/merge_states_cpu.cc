@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "convert.h"
+#include "threads.h"
 
 namespace seqattn {
 namespace {
@@ -72,6 +73,8 @@ void merge_states_cpu(const TensorView& out_a, const TensorView& lse_a, const Te
   const Conversion from_a = conversion(out_a.dtype, DType::kFloat32);
   const Conversion from_b = conversion(out_b.dtype, DType::kFloat32);
   const Conversion to_out = conversion(DType::kFloat32, out.dtype);
+  const int num_threads = copy_threads(3 * out.num_elements() * size_of(out.dtype), 0);
+#pragma omp parallel for num_threads(num_threads) if (num_threads > 1)
   for (std::int64_t token = 0; token < out.shape[0]; ++token) {
     for (std::int64_t head = 0; head < out.shape[1]; ++head) {
       const Merged merged = merge_weights(lse_at(lse_a, token, head), lse_at(lse_b, token, head));

@@ -1,8 +1,12 @@
 #include "token_copy.h"
 
+#include <omp.h>
+
+#include <algorithm>
 #include <cstring>
 
 #include "convert.h"
+#include "threads.h"
 
 namespace seqattn {
 namespace {
@@ -57,25 +61,60 @@ void for_each_run(const Plane& plane, const TensorView& tensor, const TokenRange
   }
 }
 
-}  // namespace
-
-void copy_pages_cpu(std::span<const Plane> planes, std::span<const PageCopy> copies) {
-  for (const PageCopy& copy : copies) {
-    if (copy.source == copy.target) continue;
-    for (const Plane& plane : planes) copy_page(plane, copy);
+// Calls body(range) for parts of the ranges, each thread with its share of the tokens.
+template <class Body>
+void for_each_part(std::span<const TokenRange> ranges, std::int64_t token_bytes, int num_threads,
+                   const Body& body) {
+  std::int64_t total = 0;
+  for (const TokenRange& range : ranges) total += range.count;
+  const int most = copy_threads(total * token_bytes, num_threads);
+#pragma omp parallel num_threads(most) if (most > 1)
+  {
+    const std::int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+    const std::int64_t begin = total * thread / threads, end = total * (thread + 1) / threads;
+    std::int64_t before = 0;  // tokens of the ranges in front
+    for (const TokenRange& range : ranges) {
+      const std::int64_t first = std::clamp<std::int64_t>(begin - before, 0, range.count);
+      const std::int64_t last = std::clamp<std::int64_t>(end - before, 0, range.count);
+      if (first < last) {
+        body({range.pages, range.first + first, last - first, range.row + first});
+      }
+      before += range.count;
+    }
   }
 }
 
+}  // namespace
+
+void copy_pages_cpu(std::span<const Plane> planes, std::span<const PageCopy> copies) {
+  std::int64_t bytes = 0;
+  for (const Plane& plane : planes) bytes += row_bytes(plane) * plane.page_size * plane.num_heads;
+  const int num_threads = copy_threads(bytes * static_cast<std::int64_t>(copies.size()), 0);
+  // Copies follow one another, and keys and values of a layer may share memory: a layer is one
+  // thread's.
+  const auto num_layers = static_cast<std::int64_t>(planes.size() / 2);
+#pragma omp parallel for num_threads(num_threads) if (num_threads > 1)
+  for (std::int64_t layer = 0; layer < num_layers; ++layer) {
+    for (const PageCopy& copy : copies) {
+      if (copy.source == copy.target) continue;
+      for (const Plane& plane : planes.subspan(2 * static_cast<std::size_t>(layer), 2)) {
+        copy_page(plane, copy);
+      }
+    }
+  }
+}
+
+// One plane after the other: where keys and values share memory, values are written second.
 void write_tokens_cpu(std::span<const Plane> planes, std::span<const TensorView> tensors,
-                      std::span<const TokenRange> ranges) {
+                      std::span<const TokenRange> ranges, int num_threads) {
   for (std::size_t i = 0; i < planes.size(); ++i) {
     const Conversion convert = conversion(tensors[i].dtype, planes[i].dtype);
-    for (const TokenRange& range : ranges) {
-      for_each_run(planes[i], tensors[i], range,
-                   [convert](std::byte* slot, std::byte* element, std::int64_t count) {
-                     convert(element, slot, count);
-                   });
-    }
+    const auto write = [convert](std::byte* slot, std::byte* element, std::int64_t count) {
+      convert(element, slot, count);
+    };
+    for_each_part(
+        ranges, row_bytes(planes[i]) * planes[i].num_heads, num_threads,
+        [&](const TokenRange& part) { for_each_run(planes[i], tensors[i], part, write); });
   }
 }
 
@@ -83,12 +122,11 @@ void read_tokens_cpu(std::span<const Plane> planes, std::span<const TensorView> 
                      std::span<const TokenRange> ranges) {
   for (std::size_t i = 0; i < planes.size(); ++i) {
     const Conversion convert = conversion(planes[i].dtype, tensors[i].dtype);
-    for (const TokenRange& range : ranges) {
-      for_each_run(planes[i], tensors[i], range,
-                   [convert](std::byte* slot, std::byte* element, std::int64_t count) {
-                     convert(slot, element, count);
-                   });
-    }
+    const auto read = [convert](std::byte* slot, std::byte* element, std::int64_t count) {
+      convert(slot, element, count);
+    };
+    for_each_part(ranges, row_bytes(planes[i]) * planes[i].num_heads, /*num_threads=*/0,
+                  [&](const TokenRange& part) { for_each_run(planes[i], tensors[i], part, read); });
   }
 }
 

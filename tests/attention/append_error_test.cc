@@ -92,6 +92,17 @@ TEST_P(RefusedAppends, HaveAnotherWidthTypeDeviceOrStride) {
   EXPECT_THAT(refusal(keys.view(), nowhere), HasSubstr("not a null pointer"));
 }
 
+TEST_P(RefusedAppends, ReadFromTheCache) {
+  const Tensor keys = tokens(9, c.head_dim), values = tokens(9, c.dim_v());
+  const auto in = [&](const TensorView& cache, int dim) {
+    return TensorView::contiguous(cache.data, DType::kFloat16, {9, c.num_kv_heads, dim}, device());
+  };
+  EXPECT_THAT(refusal(in(manager->value_cache(), c.head_dim), values.view()),
+              StartsWith("keys: shares memory with the value cache of layer 0; expected"));
+  EXPECT_THAT(refusal(keys.view(), in(manager->key_cache(), c.dim_v())),
+              StartsWith("values: shares memory with the key cache of layer 0; expected"));
+}
+
 TEST_P(RefusedAppends, NameALayerThatTheCacheDoesNotHave) {
   const Tensor keys = tokens(9, c.head_dim), values = tokens(9, c.dim_v());
   for (const int layer : {-1, 1}) {

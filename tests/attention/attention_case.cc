@@ -148,9 +148,10 @@ std::vector<std::int32_t> qo_indptr_of(const std::vector<ref::Row>& rows) {
   return indptr;
 }
 
-std::vector<std::uint8_t> mask_of(const std::vector<ref::Row>& rows) {
+std::optional<std::vector<std::uint8_t>> mask_of(const std::vector<ref::Row>& rows) {
   std::vector<std::uint8_t> mask;
   for (const ref::Row& row : rows) mask.insert(mask.end(), row.mask.begin(), row.mask.end());
+  if (mask.empty()) return {};
   return mask;
 }
 

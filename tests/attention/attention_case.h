@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <iosfwd>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -67,7 +68,7 @@ std::vector<ref::Row> random_rows(const AttentionCase& attention_case, std::mt19
 std::vector<std::int32_t> qo_indptr_of(const std::vector<ref::Row>& rows);
 
 // The masks of the rows, one after the other; empty without masks.
-std::vector<std::uint8_t> mask_of(const std::vector<ref::Row>& rows);
+std::optional<std::vector<std::uint8_t>> mask_of(const std::vector<ref::Row>& rows);
 
 // How far a result in float32 may be from that in exact arithmetic.
 struct Tolerance {

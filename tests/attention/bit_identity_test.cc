@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -94,6 +95,15 @@ TEST_P(BitIdentity, AcrossThreadCounts) {
       EXPECT_TRUE(row_bytes(rows, result) == parts) << num_threads << " threads";
     }
   });
+}
+
+// A wish, not a size: what the machine cannot give is cut down.
+TEST_P(BitIdentity, HoweverManyThreadsAreAskedFor) {
+  const auto parts = expected();
+  for (const int num_threads : {64, 65, 2000, 1 << 30, std::numeric_limits<int>::max()}) {
+    const auto result = attend(attention_case(), rows, *batch, num_threads);
+    EXPECT_TRUE(row_bytes(rows, result) == parts) << num_threads << " threads";
+  }
 }
 
 TEST_P(BitIdentity, AcrossRepeatedRuns) {

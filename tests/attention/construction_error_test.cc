@@ -40,7 +40,7 @@ TEST_P(Construction, TakesAMultipleOfTheCachesHeads) {
        {0, -3, 1, 2, 4, 5, 7, std::numeric_limits<int>::min(), std::numeric_limits<int>::max()}) {
     EXPECT_THAT(refusal([&](AttentionOptions& options) { options.num_qo_heads = heads; }),
                 AllOf(StartsWith("num_qo_heads: got " + std::to_string(heads) + ";"),
-                      HasSubstr("multiple of the cache's 3 heads")));
+                      HasSubstr("a positive multiple of the cache's 3 heads")));
   }
 }
 
@@ -51,18 +51,19 @@ TEST_P(Construction, TakesAWindowFromMinusOneOn) {
   }
 }
 
-TEST_P(Construction, TakesAFiniteScale) {
+TEST_P(Construction, TakesAScaleThatCannotOverflow) {
   for (const float scale :
        {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
-        -std::numeric_limits<float>::infinity()}) {
+        -std::numeric_limits<float>::infinity(), 3e38f, -2e18f}) {
     EXPECT_THAT(refusal([&](AttentionOptions& options) { options.sm_scale = scale; }),
                 AllOf(StartsWith("sm_scale: got "), HasSubstr("expected a finite number")));
   }
 }
 
-TEST_P(Construction, TakesAFiniteSoftCapThatIsNotNegative) {
-  for (const float cap : {std::numeric_limits<float>::quiet_NaN(),
-                          std::numeric_limits<float>::infinity(), -1.0f, -1e-30f}) {
+TEST_P(Construction, TakesASoftCapThatCanBeDividedBy) {
+  for (const float cap :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -1.0f,
+        -1e-30f, 1e-40f, 1e-19f, 2e18f}) {
     EXPECT_THAT(refusal([&](AttentionOptions& options) { options.logits_soft_cap = cap; }),
                 AllOf(StartsWith("logits_soft_cap: got "), HasSubstr("expected a finite number")));
   }

@@ -38,6 +38,16 @@ std::vector<AttentionCase> extreme_cases() {
     c.key_magnitude = 1e-7;
     c.sm_scale = 1e7;
   });
+  // The ends of what the options accept.
+  add("greatest_scale", [](AttentionCase& c) {
+    c.key_magnitude = 1e-18;
+    c.sm_scale = 1e18;
+  });
+  add("least_cap_of_greatest_scale", [](AttentionCase& c) {
+    c.logits_soft_cap = 1e-18;
+    c.sm_scale = 1e18;
+  });
+  add("greatest_cap", [](AttentionCase& c) { c.logits_soft_cap = 1e18; });
   return cases;
 }
 

@@ -31,7 +31,7 @@ class RefusedPlans : public DeviceSuite {
     attention = std::make_unique<BatchAttention>(*manager, c.options());
   }
   std::string refusal(const FlashInferPackedData& table, const Indptr& qo_indptr,
-                      const std::vector<std::uint8_t>& mask = {}) {
+                      const std::optional<std::vector<std::uint8_t>>& mask = {}) {
     return error_of([&] { attention->plan(table, qo_indptr, {.mask = mask}); });
   }
 
@@ -74,13 +74,14 @@ TEST_P(RefusedPlans, DoNotIncludeQueriesOfEmptyRows) {
 }
 
 TEST_P(RefusedPlans, HaveAMaskOfAnotherSize) {
-  for (const std::size_t size : {1u, 14u, 16u, 27u}) {
+  for (const std::size_t size : {0u, 1u, 14u, 16u, 27u}) {
     EXPECT_THAT(refusal(packed, {0, 2, 3}, std::vector<std::uint8_t>(size)),
                 AllOf(StartsWith("mask: got " + std::to_string(size) + " entries"),
                       HasSubstr("expected 15")));
   }
   attention->plan(packed, Indptr{0, 2, 3}, {.mask = std::vector<std::uint8_t>(15)});
   EXPECT_THAT(refusal(packed, {0, 0, 0}, std::vector<std::uint8_t>(1)), HasSubstr("expected 0"));
+  attention->plan(packed, Indptr{0, 0, 0}, {.mask = std::vector<std::uint8_t>()});
 }
 
 TEST_P(RefusedPlans, ArePackedByADescriptorOfAnotherPool) {

@@ -53,6 +53,11 @@ TEST_P(Plans, SayHowManyQueriesTheyHave) {
   EXPECT_EQ(attention->num_q_tokens(), 0);
 }
 
+TEST_P(Plans, TakeBracedLists) {
+  attention->plan({{3}, {0, 1}, {2}}, {0, 2});
+  EXPECT_EQ(attention->num_q_tokens(), 2);
+}
+
 TEST_P(Plans, KeepTheirOwnCopyOfEveryInput) {
   c.mask_density = 0.5;
   rows = random_rows(c, random);
@@ -65,7 +70,7 @@ TEST_P(Plans, KeepTheirOwnCopyOfEveryInput) {
     attention->plan(*table, indptr, {.mask = mask});
     table.reset();
     std::fill(indptr.begin(), indptr.end(), -1);
-    std::fill(mask.begin(), mask.end(), 0);
+    std::fill(mask->begin(), mask->end(), 0);
   }
   expect_reference(c, rows, run());
 }

@@ -10,6 +10,7 @@
 #include "conformance.h"
 #include "conformance_suite.h"
 #include "error_text.h"
+#include "seqattn/cache_descriptor.h"
 
 // The tensors that a run refuses, and what it leaves behind: nothing.
 namespace seqattn::testing {
@@ -186,9 +187,9 @@ TEST_P(RefusedRuns, WouldWriteWhereSomethingElseLies) {
   meets([](Call& call) { call.options.lse.data = call.q.data; }, "lse", "q");
   meets([](Call& call) { call.out.data = call.options.sink_logits.data; }, "out", "sink_logits");
   meets([this](Call& call) { call.out.data = batch->manager().key_cache().data; }, "out",
-        "the key cache");
+        "the key cache of layer 0");
   meets([this](Call& call) { call.options.lse.data = batch->manager().value_cache().data; }, "lse",
-        "the value cache");
+        "the value cache of layer 0");
 }
 
 TEST_P(RefusedRuns, NameALayerThatTheCacheDoesNotHave) {
@@ -196,6 +197,25 @@ TEST_P(RefusedRuns, NameALayerThatTheCacheDoesNotHave) {
     EXPECT_THAT(refusal([layer](Call& call) { call.layer = layer; }),
                 StartsWith("layer: got " + std::to_string(layer) + "; expected 0 <= layer < 1"));
   }
+}
+
+// The output of one layer would be the cache of another.
+TEST_P(RefusedRuns, WouldWriteToAnotherLayer) {
+  KVCacheConfig config = c.cache_config(64, device());
+  config.num_layers = 3;
+  PagedKVCacheManager manager(config);
+  CacheDescriptor descriptor(manager);
+  descriptor.allocate({1}, {5});
+  BatchAttention over_layers(manager, c.options());
+  over_layers.plan(descriptor.pack_for_flashinfer({1}), std::vector<std::int32_t>{0, 5});
+  const Tensor q(device(), DType::kFloat32, {5, c.num_qo_heads, c.head_dim});
+  TensorView out = TensorView::contiguous(manager.key_cache(2).data, DType::kFloat16,
+                                          {5, c.num_qo_heads, c.dim_v()}, device());
+  EXPECT_THAT(error_of([&] { over_layers.run(q.view(), out, {}, 1); }),
+              StartsWith("out: shares memory with the key cache of layer 2;"));
+  out.data = manager.value_cache(0).data;
+  EXPECT_THAT(error_of([&] { over_layers.run(q.view(), out, {}, 1); }),
+              StartsWith("out: shares memory with the value cache of layer 0;"));
 }
 
 // Inputs may be anything that can be read.

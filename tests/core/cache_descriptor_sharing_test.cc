@@ -105,13 +105,13 @@ TEST_F(Sharing, AttachAndAdoptRefusePagesThatDoNotLive) {
   EXPECT_EQ(refusal([&] {
               descriptor_.attach(2, {0, 3}, 8);
             }),
-            "ref: page 3 at entry 1 is free; expected a page in use");
+            "attach: page 3 at entry 1 is free; expected a page in use");
   EXPECT_EQ(refusal([&] {
               descriptor_.attach(2, {0, 8}, 8);
             }),
-            "ref: got page 8 at entry 1; expected 0 <= page < 8");
+            "attach: got page 8 at entry 1; expected 0 <= page < 8");
   EXPECT_EQ(refusal([&] { descriptor_.attach(2, {-1}, 1); }),
-            "ref: got page -1 at entry 0; expected 0 <= page < 8");
+            "attach: got page -1 at entry 0; expected 0 <= page < 8");
   pool_.ref({0});
   EXPECT_EQ(refusal([&] {
               descriptor_.adopt(2, {0, 3}, 8);
@@ -120,9 +120,9 @@ TEST_F(Sharing, AttachAndAdoptRefusePagesThatDoNotLive) {
   EXPECT_EQ(refusal([&] {
               descriptor_.adopt(2, {0, 8}, 8);
             }),
-            "ref_count: got page 8; expected 0 <= page < 8");
+            "adopt: got page 8; expected 0 <= page < 8");
   EXPECT_EQ(refusal([&] { descriptor_.adopt(2, {-1}, 1); }),
-            "ref_count: got page -1; expected 0 <= page < 8");
+            "adopt: got page -1; expected 0 <= page < 8");
 }
 
 TEST_F(Sharing, AttachAndAdoptRefuseAnotherNumberOfPagesThanTheTokensTake) {

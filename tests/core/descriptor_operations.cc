@@ -60,7 +60,6 @@ class Operations {
     while (!source_.empty() && result_.difference.empty()) {
       which_ = source_.one_in(4) ? 1 : 0;
       step();
-      ++result_.num_operations;
     }
     return result_;
   }
@@ -97,6 +96,7 @@ class Operations {
     } else {
       return;
     }
+    ++result_.num_operations;
     if (outcome_of(real) != expected) differ(name, "gave another result");
     compare_states(name);
   }

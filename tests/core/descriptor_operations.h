@@ -7,8 +7,8 @@
 namespace seqattn::testing {
 
 struct OperationsResult {
-  std::int64_t num_operations = 0;
-  std::int64_t num_errors = 0;  // operations that threw, as they ought to
+  std::int64_t num_operations = 0;  // those that the library did, or had to refuse
+  std::int64_t num_errors = 0;      // operations that threw, as they ought to
   std::string difference;  // the first one between library and model; empty where there is none
 };
 

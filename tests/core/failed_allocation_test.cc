@@ -289,6 +289,53 @@ TEST(FailedAllocation, OfAppendReadAndCopyChangesNothing) {
             2);
 }
 
+TEST(FailedAllocation, OfReadChangesNothing) {
+  const HostTensor keys(DType::kFloat32, {2, 1, 2}), values(DType::kFloat32, {2, 1, 2});
+  EXPECT_EQ(expect_all_or_nothing([&](World& w) {
+              w.manager.read_kv(w.callers, 0, 2, keys.view(), values.view(), 1);
+            }),
+            0);
+  EXPECT_GE(expect_all_or_nothing([&](World& w) {
+              w.manager.read_kv(w.callers, 0, 3, keys.view(), values.view(), 1);
+            }),
+            1);
+}
+
+TEST(FailedAllocation, OfAttentionsAppendChangesNothing) {
+  HostTensor tokens(DType::kFloat32, {2, 1, 2});
+  for (std::int64_t i = 0; i < 4; ++i) tokens.set(i, static_cast<float>(i) + 0.5f);
+  EXPECT_GE(expect_all_or_nothing([&](World& w) {
+              BatchAttention attention(w.manager, {.num_qo_heads = 1, .num_threads = 1});
+              attention.plan(w.descriptor.pack_for_flashinfer({1}), {0, 2});
+              attention.append_kv(tokens.view(), tokens.view(), 1);
+            }),
+            6);
+}
+
+TEST(FailedAllocation, OfMergeWritesNothing) {
+  HostTensor out_a(DType::kFloat32, {2, 1, 2}), lse_a(DType::kFloat32, {2, 1});
+  for (std::int64_t i = 0; i < 4; ++i) out_a.set(i, 1);
+  for (std::int64_t i = 0; i < 2; ++i) lse_a.set(i, 0);
+  const HostTensor out(DType::kFloat32, {2, 1, 2});
+  for (std::int64_t n = 1;; ++n) {
+    const auto before = testing::bytes_of(out.view());
+    bool threw = false;
+    {
+      const FailingAllocations failing(n);
+      try {
+        merge_states(out_a.view(), lse_a.view(), out_a.view(), lse_a.view(), out.view());
+      } catch (const std::bad_alloc&) {
+        threw = true;
+      }
+    }
+    if (!FailingAllocations::have_failed()) break;
+    if (threw) {
+      EXPECT_EQ(testing::bytes_of(out.view()), before);
+    }
+  }
+  EXPECT_EQ(out.values(), out_a.values());
+}
+
 // What the reclaimer gave up stays free, but no sequence has changed.
 TEST(FailedAllocation, AfterTheReclaimerHelpedLeavesSequencesAlone) {
   class Reclaiming : public Reclaimer {
@@ -343,11 +390,16 @@ TEST(FailedAllocation, OfConstructorsLeaksNothing) {
                              .num_layers = 3,
                              .dtype = DType::kFloat32};
   EXPECT_GE(number_of_allocations([&] { PagedKVCacheManager manager(config); }), 5);
-  const HostTensor tensor(DType::kFloat32, {3, 4, 1, 2});
-  const std::array views{tensor.view(), tensor.view(), tensor.view()};
+  const HostTensor a(DType::kFloat32, {3, 4, 1, 2}), b(DType::kFloat32, {3, 4, 1, 2}),
+      c(DType::kFloat32, {3, 4, 1, 2});
+  const std::array views{a.view(), b.view(), c.view()};
   EXPECT_GE(number_of_allocations([&] { PagedKVCacheManager::from_tensors(views, views, config); }),
             4);
   EXPECT_GE(number_of_allocations([] { PagePool pool(5); }), 2);
+  EXPECT_GE(number_of_allocations([] { FlashInferPackedData packed({1, 2}, {0, 2}, {3}); }), 4);
+  PagedKVCacheManager manager(config);
+  EXPECT_GE(number_of_allocations([&] { BatchAttention attention(manager, {.num_qo_heads = 1}); }),
+            1);
 }
 
 // A sequence's page was freed by somebody else, and there is no memory to say so.

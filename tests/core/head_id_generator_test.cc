@@ -68,5 +68,9 @@ TEST(HeadIDGenerator, RefusesToHaveNoHeads) {
   EXPECT_EQ(error_of([] { HeadIDGenerator(-8); }), "num_kv_heads: got -8; expected at least 1");
 }
 
+TEST(HeadIDGenerator, IsPrintable) {
+  EXPECT_EQ(HeadIDGenerator(6).to_string(), "HeadIDGenerator(num_kv_heads=6)");
+}
+
 }  // namespace
 }  // namespace seqattn

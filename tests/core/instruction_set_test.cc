@@ -65,8 +65,9 @@ TEST_P(InstructionSet, ReadsEvery16BitFloat) {
   const auto num_tokens = static_cast<std::int64_t>(elements.size()) / kHeadDim;
   for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
     const auto manager = cache_over(elements, dtype);
-    const testing::HostTensor out(DType::kFloat32, {num_tokens, 1, kHeadDim});
-    manager->read_kv({0}, 0, num_tokens, out.view(), out.view());
+    const testing::HostTensor out(DType::kFloat32, {num_tokens, 1, kHeadDim}),
+        values(DType::kFloat32, {num_tokens, 1, kHeadDim});
+    manager->read_kv({0}, 0, num_tokens, out.view(), values.view());
     for (std::size_t i = 0; i < elements.size(); ++i) {
       const float expected = from_half(elements[i], dtype);
       const float actual = out[static_cast<std::int64_t>(i)];

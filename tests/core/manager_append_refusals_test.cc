@@ -175,6 +175,18 @@ TEST_F(AppendRefusals, TensorsOfAnotherShapeTypeStrideOrDevice) {
   EXPECT_THAT(with([](TensorView& t) { t.data = nullptr; }), HasSubstr("null pointer"));
 }
 
+TEST_F(AppendRefusals, TensorsInsideTheCache) {
+  const HostTensor good = tokens(2);
+  const auto packed = descriptor_.pack_for_flashinfer({1});
+  TensorView inside = good.view();
+  inside.data = manager_.value_cache().data;
+  EXPECT_EQ(refusal_of([&] {
+              manager_.append_kv(inside, good.view(), packed, std::array{0, 2});
+            }),
+            "keys: shares memory with the value cache of layer 0; expected a tensor apart from the "
+            "cache");
+}
+
 TEST_F(AppendRefusals, LayersOutOfRange) {
   const HostTensor t = tokens(1);
   const auto packed = descriptor_.pack_for_flashinfer({1});

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <limits>
+#include <new>
 #include <string>
 
 #include "error_text.h"
@@ -159,6 +160,21 @@ TEST(ManagerConstruction, RefusesPagesThatOverflowEvenWhereThereAreNone) {
                        .head_dim = kMaxInt,
                        .num_layers = kMaxInt}),
               HasSubstr("take more than 2^62 bytes"));
+}
+
+// 2^51 bytes: more than a process can address.
+TEST(ManagerConstruction, SaysHowMuchMemoryIsMissing) {
+  EXPECT_EQ(error_of<std::bad_alloc>([] {
+              PagedKVCacheManager manager(
+                  {.num_pages = 4, .page_size = 16, .num_heads = 1 << 20, .head_dim = 1 << 24});
+            }),
+            "cache: no memory for the 2251799813685248 bytes of the keys of 1 layers and 4 pages; "
+            "expected a size that fits: use fewer pages (num_pages)");
+}
+
+TEST(ManagerConstruction, IsReadyAtOnceOnACPU) {
+  PagedKVCacheManager manager(kSmall);
+  manager.synchronize();
 }
 
 TEST(ManagerConstruction, RefusesDevicesThatThisBuildDoesNotServe) {

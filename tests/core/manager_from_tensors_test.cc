@@ -246,6 +246,67 @@ TEST_F(FromWrongTensors, RefusesStridesThatDoNotKeepSlotsApart) {
   }
 }
 
+// One tensor for all layers: pages [num_pages, layer, ...] or tokens [.., page_size, layer, ..] of
+// the layers take turns.
+TEST(FromTensors, TakesLayersThatLieBetweenOneAnother) {
+  KVCacheConfig config = kConfig;
+  config.num_layers = 2;
+  const HostTensor whole(DType::kFloat32, {5, 2, 3, 2, 10});
+  std::vector<TensorView> keys(2, whole.view()), values(2, whole.view());
+  const auto place = [&](std::array<std::int64_t, 5> strides, std::int64_t layer_stride) {
+    for (int layer = 0; layer < 2; ++layer) {
+      for (auto* list : {&keys, &values}) {
+        TensorView& view = (*list)[static_cast<std::size_t>(layer)];
+        const bool is_value = list == &values;
+        view.rank = 4;
+        view.shape = {5, 3, 2, is_value ? 6 : 4};
+        view.strides = strides;
+        view.data =
+            static_cast<float*>(whole.view().data) + layer * layer_stride + (is_value ? 4 : 0);
+      }
+    }
+  };
+  place({120, 20, 10, 1}, 60);
+  PagedKVCacheManager::from_tensors(keys, values, config);
+  place({120, 40, 10, 1}, 20);
+  PagedKVCacheManager::from_tensors(keys, values, config);
+  place({120, 40, 20, 1}, 10);
+  PagedKVCacheManager::from_tensors(keys, values, config);
+  for (const std::int64_t shift : {0, 5, 40, 120, 480, 484}) {
+    place({120, 40, 20, 1}, shift);
+    EXPECT_THAT(error_of([&] { PagedKVCacheManager::from_tensors(keys, values, config); }),
+                ::testing::AllOf(HasSubstr("s[1]: shares memory with "),
+                                 HasSubstr("s[0]; expected layers apart")))
+        << shift;
+  }
+}
+
+// Latent attention: values are the first elements of the keys.
+TEST(FromTensors, TakesValuesThatArePartOfTheKeys) {
+  auto random = testing::random_source(12);
+  KVCacheConfig config = kConfig;
+  config.head_dim = 6;
+  config.head_dim_v = 4;
+  const HostTensor cache(DType::kFloat32, {5, 3, 2, 6});
+  TensorView latent = cache.view();
+  latent.shape[3] = 4;
+  auto manager =
+      PagedKVCacheManager::from_tensors(std::array{cache.view()}, std::array{latent}, config);
+  CacheDescriptor descriptor(*manager);
+  descriptor.allocate({1}, {4});
+  const auto keys = testing::random_tensor(random, DType::kFloat32, {4, 2, 6});
+  const auto others = testing::random_tensor(random, DType::kFloat32, {4, 2, 4});
+  TensorView part = keys.view();
+  part.shape[2] = 4;
+  const auto packed = descriptor.pack_for_flashinfer({1});
+  manager->append_kv(keys.view(), part, packed, std::array{0, 4});
+  EXPECT_EQ(element(cache.view(), {1, 0, 1, 5}), keys[3 * 12 + 11]);
+  EXPECT_EQ(element(cache.view(), {1, 0, 1, 3}), keys[3 * 12 + 9]);
+  manager->append_kv(keys.view(), others.view(), packed, std::array{0, 4});  // values come second
+  EXPECT_EQ(element(cache.view(), {1, 0, 1, 5}), keys[3 * 12 + 11]);
+  EXPECT_EQ(element(cache.view(), {1, 0, 1, 3}), others[3 * 8 + 7]);
+}
+
 TEST_F(FromWrongTensors, ChecksTheConfigToo) {
   KVCacheConfig config = kConfig;
   config.num_heads = 0;

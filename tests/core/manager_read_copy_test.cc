@@ -137,6 +137,35 @@ TEST_P(ReadAndCopy, ReadRefusesOutputsThatCannotBeWritten) {
   EXPECT_THAT(refusal([](TensorView& t) { t.device = cuda(2); }), HasSubstr("cuda:2"));
 }
 
+TEST_P(ReadAndCopy, ReadRefusesOutputsThatMeetEachOtherOrTheCache) {
+  const HostTensor keys(DType::kFloat32, {2, 2, 4}), values(DType::kFloat32, {2, 2, 3});
+  const auto before = testing::bytes_of(manager_.key_cache(1));
+  const auto refusal = [&](TensorView k, TensorView v) {
+    return error_of([&] { manager_.read_kv(descriptor_.pages(1), 0, 2, k, v); });
+  };
+  TensorView moved = values.view();
+  moved.data = keys.view().data;
+  EXPECT_EQ(refusal(keys.view(), moved),
+            "keys: shares memory with values; expected an output of its own");
+  moved.data = manager_.key_cache(1).data;
+  EXPECT_EQ(refusal(keys.view(), moved),
+            "values: shares memory with the key cache of layer 1; expected a tensor apart from the "
+            "cache");
+  EXPECT_THAT(keys.values(), ::testing::Each(::testing::IsNan()));
+  EXPECT_EQ(testing::bytes_of(manager_.key_cache(1)), before);
+}
+
+TEST_P(ReadAndCopy, CopyRefusesAPageThatIsShared) {
+  descriptor_.fork(1, 2, 8);  // pages 0 and 1
+  manager_.allocate(1);
+  const auto before = testing::bytes_of(manager_.key_cache(1));
+  const std::array onto_shared{PageCopy{0, 3}, PageCopy{2, 1}};
+  EXPECT_EQ(error_of([&] { manager_.copy_pages(onto_shared); }),
+            "copy_pages: page 1 has 2 references; expected 1: a shared page is never written");
+  EXPECT_EQ(testing::bytes_of(manager_.key_cache(1)), before);
+  manager_.copy_pages(std::array{PageCopy{1, 3}, PageCopy{0, 2}});
+}
+
 TEST_P(ReadAndCopy, CopyRefusesPagesThatDoNotLive) {
   const auto before = testing::bytes_of(manager_.key_cache(1));
   const auto refusal = [&](PageCopy bad) {

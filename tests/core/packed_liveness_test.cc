@@ -1,8 +1,11 @@
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cstdint>
 #include <vector>
 
+#include "error_text.h"
+#include "seqattn/batch_attention.h"
 #include "seqattn/cache_descriptor.h"
 #include "seqattn/error.h"
 #include "seqattn/paged_kv_cache_manager.h"
@@ -12,7 +15,7 @@
 namespace seqattn {
 namespace {
 
-class PackedLiveness : public testing::Test {
+class PackedLiveness : public ::testing::Test {
  protected:
   // An append of no tokens: nothing but the checks.
   void use(const FlashInferPackedData& packed) {
@@ -40,6 +43,31 @@ TEST_F(PackedLiveness, EndsWhenASequenceOfTheBatchIsTruncated) {
   const auto packed = sequences_.pack_for_flashinfer({1});
   sequences_.truncate(1, 4);
   EXPECT_THROW(use(packed), InvalidArgumentError);
+}
+
+// The page belongs to another sequence by now: only debug builds count how often it was freed.
+TEST_F(PackedLiveness, EndsWhenAnotherSequenceHasThePages) {
+  sequences_.allocate({0}, {32});  // all of the pool
+  const auto packed = sequences_.pack_for_flashinfer({0});
+  sequences_.release({0});
+  sequences_.allocate({1}, {32});
+  ASSERT_EQ(sequences_.pages(1).size(), packed.kv_page_indices().size());
+  if (manager_.pool().generation(0) == 0) {
+    use(packed);
+    return;
+  }
+  EXPECT_THAT(::seqattn::testing::error_of([&] { use(packed); }),
+              ::testing::HasSubstr("page 0 at entry 0 was freed after the batch was packed"));
+  BatchAttention attention(manager_, {.num_qo_heads = 1});
+  EXPECT_THROW(attention.plan(packed, std::vector<std::int32_t>{0, 1}), InvalidArgumentError);
+  attention.plan(sequences_.pack_for_flashinfer({1}), std::vector<std::int32_t>{0, 1});
+  sequences_.release({1});
+  sequences_.allocate({2}, {32});
+  const TensorView q = TensorView::contiguous(&element_, DType::kFloat32, {1, 1, 1});
+  float out = 0;
+  const TensorView out_view = TensorView::contiguous(&out, DType::kFloat32, {1, 1, 1});
+  EXPECT_THROW(attention.run(q, out_view), InvalidArgumentError);
+  EXPECT_THROW(attention.append_kv(q, q), InvalidArgumentError);
 }
 
 TEST_F(PackedLiveness, OutlastsTheSequencesThatAreNotInTheBatch) {

@@ -60,7 +60,8 @@ TEST(PagePool, AllocatingTooManySaysHowManyThereAre) {
   } catch (const NoPageError& error) {
     EXPECT_EQ(error.needed(), 9);
     EXPECT_EQ(error.available(), 7);
-    EXPECT_STREQ(error.what(), "Need 9 pages but only 7 available");
+    EXPECT_TRUE(
+        std::string(error.what()).starts_with("Need 9 pages but only 7 available: release"));
   }
   EXPECT_THROW(pool.allocate(std::numeric_limits<std::int64_t>::max()), NoPageError);
   EXPECT_EQ(pool.available_pages_count(), 7);
@@ -228,6 +229,12 @@ TEST(PagePool, AsksTheReclaimerForWhatIsMissing) {
   pool.set_reclaimer(nullptr);
   EXPECT_THROW(pool.allocate(1), NoPageError);
   EXPECT_THAT(reclaimer.asked, ElementsAre(2, 2));
+}
+
+TEST(PagePool, IsPrintable) {
+  PagePool pool(8, 4);
+  pool.allocate(1);
+  EXPECT_EQ(pool.to_string(), "PagePool(num_pages=8, page_size=4, available=7)");
 }
 
 }  // namespace

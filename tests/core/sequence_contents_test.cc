@@ -165,18 +165,25 @@ class Contents {
     for (const auto& [id, tokens] : tokens_) {
       if (source_.one_in(2)) ids.push_back(id);
     }
-    batches_.push_back(descriptor().pack_for_flashinfer(ids));
+    batches_.push_back({descriptor().pack_for_flashinfer(ids), {}});
+    for (const PageId page : batches_.back().packed.kv_page_indices()) {
+      batches_.back().generations.push_back(manager_.pool().generation(page));
+    }
     if (batches_.size() > 6) batches_.pop_front();
   }
 
-  // A batch is refused exactly when one of its pages is free by now, even for no new tokens.
+  // A batch is refused exactly when one of its pages is free by now, or in debug builds was in
+  // between, even for no new tokens.
   void expect_stale_batches_to_be_noticed() {
     const HostTensor keys(DType::kFloat32, {0, kHeads, kHeadDim});
     const HostTensor values(DType::kFloat32, {0, kHeads, kHeadDimV});
-    for (const FlashInferPackedData& batch : batches_) {
+    for (const auto& [batch, generations] : batches_) {
       const auto pages = batch.kv_page_indices();
-      const bool is_stale = std::any_of(pages.begin(), pages.end(),
-                                        [&](PageId page) { return manager_.ref_count(page) == 0; });
+      bool is_stale = false;
+      for (std::size_t i = 0; i < pages.size(); ++i) {
+        is_stale |= manager_.ref_count(pages[i]) == 0 ||
+                    manager_.pool().generation(pages[i]) != generations[i];
+      }
       const std::vector<std::int32_t> indptr(static_cast<std::size_t>(batch.batch_size()) + 1);
       bool is_refused = false;
       try {
@@ -196,7 +203,11 @@ class Contents {
   std::map<SeqId, std::vector<std::int64_t>> tokens_;
   std::int64_t next_token_ = 0;
   std::int64_t num_copies_ = 0;
-  std::deque<FlashInferPackedData> batches_;
+  struct Batch {
+    FlashInferPackedData packed;
+    std::vector<std::uint32_t> generations;  // of its pages when it was packed
+  };
+  std::deque<Batch> batches_;
 };
 
 class SequenceContents : public ::testing::TestWithParam<std::tuple<KVLayout, bool>> {};

@@ -96,6 +96,11 @@ def test_devices_that_are_not_there_are_refused(device, error):
         PagedKVCacheManager(4, 4, 1, 8, "float16", device)
 
 
+def test_a_cache_without_memory_says_how_much_it_lacked():
+    with pytest.raises(MemoryError, match=r"2251799813685248 bytes of the keys .* fewer pages \(num_pages\)"):
+        PagedKVCacheManager(4, 16, 1 << 20, 1 << 24, "float16", "cpu")
+
+
 @pytest.mark.parametrize("name", list(NUMPY_DTYPES))
 @pytest.mark.parametrize("framework", ["numpy", "torch"])
 def test_the_cache_is_a_live_view(name, framework):
