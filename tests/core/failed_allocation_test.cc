@@ -2,20 +2,13 @@
 
 #include <array>
 #include <cstdint>
-#include <functional>
-#include <memory>
 #include <new>
 #include <optional>
 #include <utility>
 #include <vector>
 
-#include "descriptor_state.h"
-#include "failing_allocations.h"
-#include "host_tensor.h"
+#include "failed_allocation_world.h"
 #include "seqattn/batch_attention.h"
-#include "seqattn/cache_descriptor.h"
-#include "seqattn/error.h"
-#include "seqattn/paged_kv_cache_manager.h"
 
 // Every call with its first memory allocation failing, then with its second, and so on until it has
 // no more of them. Each time the whole state has to be what it was before the call, and the same
@@ -23,117 +16,11 @@
 namespace seqattn {
 namespace {
 
-using ::seqattn::testing::DescriptorState;
+using ::seqattn::testing::expect_all_or_nothing;
 using ::seqattn::testing::FailingAllocations;
+using ::seqattn::testing::fails_without_a_trace;
 using ::seqattn::testing::HostTensor;
-
-// A manager with two descriptors, some pages shared, the free list wrapped around its end.
-//   sequence 1: pages 0 1 2, 10 tokens     2: pages 0 1, 6 tokens     3: page 3, 4 tokens
-//   pages 6 7 8 are the caller's           other, 1: pages 3, 3 tokens
-class World {
- public:
-  World() {
-    descriptor.allocate({9}, {12});
-    descriptor.release({9});
-    manager.unref(manager.allocate(9));
-    descriptor.allocate({1}, {10});
-    write(descriptor.pack_for_flashinfer({1}), 10);
-    descriptor.fork(1, 2, 6);
-    descriptor.allocate({3}, {4});
-    write(descriptor.pack_for_flashinfer({3}), 4);
-    other.attach(1, descriptor.pages(3), 3);
-    callers = manager.allocate(3);
-  }
-
-  void write(const FlashInferPackedData& packed, std::int32_t n) {
-    HostTensor tokens(DType::kFloat32, {n, 1, 2});
-    for (int layer = 0; layer < 2; ++layer) {
-      for (std::int64_t i = 0; i < tokens.size(); ++i) tokens.set(i, static_cast<float>(++written));
-      manager.append_kv(tokens.view(), tokens.view(), packed, std::array{0, n}, layer);
-    }
-  }
-
-  PagedKVCacheManager manager{{.num_pages = 12,
-                               .page_size = 4,
-                               .num_heads = 1,
-                               .head_dim = 2,
-                               .num_layers = 2,
-                               .dtype = DType::kFloat32}};
-  CacheDescriptor descriptor{manager};
-  CacheDescriptor other{manager};
-  std::vector<PageId> callers;
-  int written = 0;
-};
-
-struct WorldState {
-  DescriptorState descriptor, other;
-  std::vector<std::vector<std::byte>> storage;
-  friend bool operator==(const WorldState&, const WorldState&) = default;
-};
-
-WorldState state_of(World& world) {
-  WorldState state{testing::state_of(world.descriptor), testing::state_of(world.other), {}};
-  for (int layer = 0; layer < 2; ++layer) {
-    state.storage.push_back(testing::bytes_of(world.manager.key_cache(layer)));
-    state.storage.push_back(testing::bytes_of(world.manager.value_cache(layer)));
-  }
-  return state;
-}
-
-void PrintTo(const WorldState& state, std::ostream* out) {
-  *out << state.descriptor << "\nother: " << state.other << "\n(and the storage)";
-}
-
-using Call = std::function<void(World&)>;
-
-// Makes the call with that allocation failing. True where it was reached. When the call ends in
-// std::bad_alloc or in an error of the library, nothing may have changed.
-bool fails_without_a_trace(World& world, const Call& call, std::int64_t n) {
-  const WorldState before = state_of(world);
-  bool threw = false;
-  {
-    const FailingAllocations failing(n);
-    try {
-      call(world);
-    } catch (const std::bad_alloc&) {
-      threw = true;
-    } catch (const Error&) {
-      threw = true;  // of wrong arguments; with a shortened message where that allocation failed
-    }
-  }
-  const bool reached = FailingAllocations::have_failed();
-  if (threw) {
-    EXPECT_EQ(state_of(world), before) << "allocation " << n;
-  }
-  return reached;
-}
-
-// As it ends where every allocation succeeds.
-WorldState state_after(World& world, const Call& call) {
-  try {
-    call(world);
-  } catch (const Error&) {
-  }
-  return state_of(world);
-}
-
-// Returns how many allocations the call makes.
-std::int64_t expect_all_or_nothing(const Call& call, const Call& prepare = {}) {
-  const auto make_world = [&] {
-    auto world = std::make_unique<World>();
-    if (prepare) prepare(*world);
-    return world;
-  };
-  const WorldState expected = state_after(*make_world(), call);
-  std::int64_t n = 1;
-  for (;; ++n) {
-    const auto world = make_world();
-    if (!fails_without_a_trace(*world, call, n)) break;
-    EXPECT_EQ(state_after(*world, call), expected) << "tried again after allocation " << n;
-    if (::testing::Test::HasFailure()) break;
-  }
-  return n - 1;
-}
+using ::seqattn::testing::World;
 
 TEST(FailedAllocation, OfAllocateChangesNothing) {
   const auto grow = [](World& w) { w.descriptor.allocate({4, 2, 1, 4, 3}, {5, 1, 7, 4, 1}); };
@@ -301,41 +188,6 @@ TEST(FailedAllocation, OfReadChangesNothing) {
             1);
 }
 
-TEST(FailedAllocation, OfAttentionsAppendChangesNothing) {
-  HostTensor tokens(DType::kFloat32, {2, 1, 2});
-  for (std::int64_t i = 0; i < 4; ++i) tokens.set(i, static_cast<float>(i) + 0.5f);
-  EXPECT_GE(expect_all_or_nothing([&](World& w) {
-              BatchAttention attention(w.manager, {.num_qo_heads = 1, .num_threads = 1});
-              attention.plan(w.descriptor.pack_for_flashinfer({1}), {0, 2});
-              attention.append_kv(tokens.view(), tokens.view(), 1);
-            }),
-            6);
-}
-
-TEST(FailedAllocation, OfMergeWritesNothing) {
-  HostTensor out_a(DType::kFloat32, {2, 1, 2}), lse_a(DType::kFloat32, {2, 1});
-  for (std::int64_t i = 0; i < 4; ++i) out_a.set(i, 1);
-  for (std::int64_t i = 0; i < 2; ++i) lse_a.set(i, 0);
-  const HostTensor out(DType::kFloat32, {2, 1, 2});
-  for (std::int64_t n = 1;; ++n) {
-    const auto before = testing::bytes_of(out.view());
-    bool threw = false;
-    {
-      const FailingAllocations failing(n);
-      try {
-        merge_states(out_a.view(), lse_a.view(), out_a.view(), lse_a.view(), out.view());
-      } catch (const std::bad_alloc&) {
-        threw = true;
-      }
-    }
-    if (!FailingAllocations::have_failed()) break;
-    if (threw) {
-      EXPECT_EQ(testing::bytes_of(out.view()), before);
-    }
-  }
-  EXPECT_EQ(out.values(), out_a.values());
-}
-
 // What the reclaimer gave up stays free, but no sequence has changed.
 TEST(FailedAllocation, AfterTheReclaimerHelpedLeavesSequencesAlone) {
   class Reclaiming : public Reclaimer {
@@ -413,61 +265,6 @@ TEST(FailedAllocation, DoesNotEscapeFromTheDestructor) {
     descriptor.reset();
     EXPECT_EQ(pool.available_pages_count(), 4);
   }
-}
-
-// A plan that fails leaves the one before it in place, good for append and run.
-TEST(FailedAllocation, OfPlanKeepsThePreviousPlan) {
-  World world;
-  BatchAttention attention(world.manager, {.num_qo_heads = 1, .num_threads = 1});
-  const auto first = world.descriptor.pack_for_flashinfer({1});
-  const auto second = world.descriptor.pack_for_flashinfer({3, 2});
-  HostTensor q(DType::kFloat32, {3, 1, 2});
-  for (std::int64_t i = 0; i < q.size(); ++i) q.set(i, static_cast<float>(i) * 0.25f);
-  const auto result = [&] {
-    const HostTensor out(DType::kFloat32, {3, 1, 2});
-    attention.run(q.view(), out.view());
-    return testing::bytes_of(out.view());
-  };
-  attention.plan(first, std::array{0, 3});
-  const auto expected = result();
-  std::int64_t n = 1;
-  for (;; ++n) {
-    {
-      const FailingAllocations failing(n);
-      try {
-        attention.plan(second, std::array{0, 1, 3});
-      } catch (const std::bad_alloc&) {
-      }
-    }
-    if (!FailingAllocations::have_failed()) break;
-    ASSERT_EQ(result(), expected) << "allocation " << n;
-  }
-  EXPECT_GE(n, 5);
-  EXPECT_NE(result(), expected);
-}
-
-TEST(FailedAllocation, OfRunIsAnExceptionAndNoMore) {
-  World world;
-  BatchAttention attention(world.manager, {.num_qo_heads = 1, .num_threads = 1});
-  attention.plan(world.descriptor.pack_for_flashinfer({1}), std::array{0, 3});
-  HostTensor q(DType::kFloat32, {3, 1, 2});
-  for (std::int64_t i = 0; i < q.size(); ++i) q.set(i, 0.5f);
-  std::int64_t n = 1;
-  for (;; ++n) {
-    const HostTensor out(DType::kFloat32, {3, 1, 2});
-    bool threw = false;
-    {
-      const FailingAllocations failing(n);
-      try {
-        attention.run(q.view(), out.view());
-      } catch (const std::bad_alloc&) {
-        threw = true;
-      }
-    }
-    EXPECT_EQ(threw, FailingAllocations::have_failed());
-    if (!threw) break;
-  }
-  EXPECT_GE(n, 2);
 }
 
 }  // namespace
