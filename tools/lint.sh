@@ -18,7 +18,7 @@ fi
 step clang-format "clang-format" clang-format-14 --dry-run -Werror "${cpp[@]}"
 step ruff "ruff" "$python" -m ruff check .
 step mypy "mypy" "$python" -m mypy
-step shellcheck "shellcheck" shellcheck -x .ci/run tools/*.sh
+step shellcheck "shellcheck" shellcheck -x .ci/run scripts/gpu-check tools/*.sh
 step configure-clang "configuring build/clang" cmake --preset clang "${python_options[@]}"
 step clang-tidy "clang-tidy on ${#translation_units[@]} files" \
   xargs -P "$jobs" -n 1 clang-tidy-14 -p build/clang --quiet <<<"${translation_units[*]}"

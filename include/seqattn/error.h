@@ -1,9 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "seqattn/export.h"
 
@@ -54,12 +56,13 @@ class SEQATTN_EXPORT NoPageError : public Error {
 // who handles a lack of memory catches std::bad_alloc, and this with it.
 class SEQATTN_EXPORT OutOfMemoryError : public std::bad_alloc {
  public:
-  explicit OutOfMemoryError(const std::string& message) : message_(message) {}
+  explicit OutOfMemoryError(std::string message)
+      : message_(std::make_shared<const std::string>(std::move(message))) {}
   ~OutOfMemoryError() override;
-  const char* what() const noexcept override { return message_.what(); }
+  const char* what() const noexcept override { return message_->c_str(); }
 
  private:
-  std::runtime_error message_;  // copies of it cannot fail
+  std::shared_ptr<const std::string> message_;  // so that copies cannot fail
 };
 
 // The request is well formed, but no backend of this build can serve it; the message names what

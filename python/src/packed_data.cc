@@ -39,7 +39,7 @@ void init(PackedData* self, const Ints& indices, const Ints& indptr, const Ints&
   FlashInferPackedData data(to_ints<std::int32_t>(indices, "kv_page_indices"),
                             to_ints<std::int32_t>(indptr, "kv_page_indptr"),
                             to_ints<std::int32_t>(last_page_len, "kv_last_page_len"));
-  new (self) PackedData{std::move(data), torch ? Framework::kTorch : Framework::kNumpy};
+  new (self) PackedData{data, torch ? Framework::kTorch : Framework::kNumpy};
 }
 
 // The arrays in host memory, as the constructor takes them.
