@@ -127,7 +127,7 @@ SEQATTN_INSTANTIATE_CASES(HeadDimensions, head_dim_cases());
 class TooLargeHeads : public DeviceSuite {};
 TEST_P(TooLargeHeads, AreRefusedWithTheLimit) {
   for (const HeadDims dims : {HeadDims{577, 577}, {577, 64}, {64, 577}, {4096, 4096}}) {
-    AttentionCase c;
+    AttentionCase c = device_case({}, device());
     c.head_dim = dims.head_dim;
     c.head_dim_v = dims.head_dim_v;
     PagedKVCacheManager manager(c.cache_config(2, device()));
