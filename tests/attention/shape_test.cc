@@ -126,8 +126,9 @@ SEQATTN_INSTANTIATE_CASES(HeadDimensions, head_dim_cases());
 // What a device's kernels cannot do is said when the object is made, with what they can.
 class TooLargeHeads : public DeviceSuite {};
 TEST_P(TooLargeHeads, AreRefusedWithTheLimit) {
+  if (device().type != DeviceType::kCPU) GTEST_SKIP() << "pitfall_test.cc has what a GPU refuses";
   for (const HeadDims dims : {HeadDims{577, 577}, {577, 64}, {64, 577}, {4096, 4096}}) {
-    AttentionCase c = device_case({}, device());
+    AttentionCase c;
     c.head_dim = dims.head_dim;
     c.head_dim_v = dims.head_dim_v;
     PagedKVCacheManager manager(c.cache_config(2, device()));
@@ -135,9 +136,7 @@ TEST_P(TooLargeHeads, AreRefusedWithTheLimit) {
         error_of<UnsupportedError>([&] { BatchAttention attention(manager, c.options()); });
     EXPECT_THAT(error, HasSubstr(std::to_string(dims.head_dim)));
     EXPECT_THAT(error, HasSubstr(std::to_string(dims.head_dim_v)));
-    if (device().type == DeviceType::kCPU) {
-      EXPECT_THAT(error, HasSubstr("576"));
-    }
+    EXPECT_THAT(error, HasSubstr("576"));
   }
 }
 SEQATTN_INSTANTIATE_DEVICES(TooLargeHeads);

@@ -96,12 +96,12 @@ TEST_F(CudaGraphErrors, TensorsMustHaveTheRowsOfTheCapacity) {
 }
 
 TEST_F(CudaGraphErrors, CallsThatUploadTheirTablesAreRefused) {
-  const Tensor k = tokens(2, 3);
+  const Tensor k = tokens(2, 3), v = tokens(2, 3);
   EXPECT_THAT(error_under_capture<UnsupportedError>(
-                  [&] { manager->append_kv(k.view(), k.view(), packed, indptr, 0, on()); }),
+                  [&] { manager->append_kv(k.view(), v.view(), packed, indptr, 0, on()); }),
               AllOf(HasSubstr("captured"), HasSubstr("BatchAttention")));
   EXPECT_THAT(error_under_capture<UnsupportedError>([&] {
-                manager->read_kv(sequences->pages(1), 0, 3, k.view(), k.view(), 0, on());
+                manager->read_kv(sequences->pages(1), 0, 3, k.view(), v.view(), 0, on());
               }),
               HasSubstr("captured"));
   const PageCopy copy{sequences->pages(1)[0], sequences->pages(2)[0]};
