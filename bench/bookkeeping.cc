@@ -59,6 +59,22 @@ void pack(State& state) {
 }
 BENCHMARK(pack)->UseManualTime();
 
+// Each sequence one token longer than in the batch before.
+void pack_growing(State& state) {
+  PackedBatch batch;
+  FlashInferPackedData packed = batch.sequences.pack_for_flashinfer(batch.ids);
+  if (!verify(state, batch.is_right(packed))) return;
+  time(
+      state, 1, [&] { packed = batch.sequences.pack_for_flashinfer(batch.ids); },
+      [&] {
+        if (batch.pool.available_pages_count() < kNumSequences) {
+          for (const SeqId id : batch.ids) batch.sequences.truncate(id, kPagesEach * kPageSize);
+        }
+        batch.sequences.allocate_decoding(batch.ids);
+      });
+}
+BENCHMARK(pack_growing)->UseManualTime();
+
 // With what plan and append check before they use the batch.
 void pack_checked(State& state) {
   const PackedBatch batch;

@@ -22,6 +22,7 @@ REPETITIONS = 3  # in a round, of each benchmark
 ROWS = [
     ("pack 256 sequences x 512 pages, checked", "us", 1e6, "pack_checked", "pack", 1, 25, 100),
     ("  packing alone", "us", 1e6, "pack", None, 1, None, None),
+    ("  packing alone, sequences that grow each step", "us", 1e6, "pack_growing", "pack", 1, None, None),
     ("  every page checked, as after a release", "us", 1e6, "pack_checked_after_free", "pack", 1, None, None),
     ("  the caller's arrays, copied and checked", "us", 1e6, "arrays_checked", "pack", 1, None, None),
     ("allocate + release, sequences, per page", "ns", 1e9, "sequence_pages", None, 1, 4, None),

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <unordered_map>
@@ -134,6 +135,7 @@ class SEQATTN_EXPORT CacheDescriptor {
   PagePool* pool_;
   PagedKVCacheManager* manager_ = nullptr;
   std::unordered_map<SeqId, SequenceData> sequences_;
+  std::shared_ptr<IndexBuffers> packed_buffers_;  // of pack_for_flashinfer
 };
 
 }  // namespace seqattn

@@ -11,6 +11,7 @@
 
 namespace seqattn {
 
+class IndexBuffers;  // src/core/index_buffers.h
 class PagePool;
 
 // A batch as CSR arrays, the form that paged attention kernels read (FlashInfer's own):
@@ -71,7 +72,9 @@ class SEQATTN_EXPORT FlashInferPackedData {
     std::uint64_t pool_epoch = 0;  // PagePool::epoch when this was packed
     // PagePool::generation of each page when this was packed; empty in release builds.
     std::vector<std::uint32_t> generations = {};
+    std::shared_ptr<IndexBuffers> buffers = {};  // where the memory of `indices` goes back to
   };
+  struct SharedArrays;
   explicit FlashInferPackedData(Arrays arrays);
   std::shared_ptr<const Arrays> arrays_;
 };

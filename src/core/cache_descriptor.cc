@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "grow_transaction.h"
+#include "index_buffers.h"
 #include "message.h"
 #include "pool_transaction.h"
 #include "seqattn/paged_kv_cache_manager.h"
@@ -38,10 +39,12 @@ std::vector<PageCopy> finish(GrowTransaction& growth, Stream stream) {
 
 }  // namespace
 
-CacheDescriptor::CacheDescriptor(PagedKVCacheManager& manager)
-    : pool_(&manager.pool()), manager_(&manager) {}
+CacheDescriptor::CacheDescriptor(PagedKVCacheManager& manager) : CacheDescriptor(manager.pool()) {
+  manager_ = &manager;
+}
 
-CacheDescriptor::CacheDescriptor(PagePool& pool) : pool_(&pool) {}
+CacheDescriptor::CacheDescriptor(PagePool& pool)
+    : pool_(&pool), packed_buffers_(std::make_shared<IndexBuffers>()) {}
 
 CacheDescriptor::~CacheDescriptor() {
   for (const auto& [seq_id, data] : sequences_) {

@@ -2,6 +2,7 @@
 #include <utility>
 #include <vector>
 
+#include "index_buffers.h"
 #include "message.h"
 #include "seqattn/cache_descriptor.h"
 
@@ -61,7 +62,8 @@ FlashInferPackedData CacheDescriptor::pack_for_flashinfer(SeqIds seq_ids) const 
     packed.indptr.push_back(static_cast<std::int32_t>(total));
     packed.last_page_len.push_back(data.last_page_len);
   }
-  packed.indices.reserve(total);
+  packed.indices = packed_buffers_->take(total);
+  packed.buffers = packed_buffers_;
   for (const auto& row : rows) packed.indices.insert(packed.indices.end(), row.begin(), row.end());
 #ifndef NDEBUG
   packed.generations.reserve(total);

@@ -4,15 +4,23 @@
 #include <utility>
 
 #include "backend.h"
+#include "index_buffers.h"
 #include "message.h"
 #include "tensor_check.h"
 
 namespace seqattn {
 
+struct FlashInferPackedData::SharedArrays : Arrays {
+  explicit SharedArrays(Arrays&& arrays) : Arrays(std::move(arrays)) {}
+  ~SharedArrays() {
+    if (buffers) buffers->give(std::move(indices));
+  }
+};
+
 FlashInferPackedData::FlashInferPackedData() : FlashInferPackedData(Arrays{}) {}
 
 FlashInferPackedData::FlashInferPackedData(Arrays arrays)
-    : arrays_(std::make_shared<const Arrays>(std::move(arrays))) {}
+    : arrays_(std::make_shared<SharedArrays>(std::move(arrays))) {}
 
 FlashInferPackedData::FlashInferPackedData(std::vector<std::int32_t> kv_page_indices,
                                            std::vector<std::int32_t> kv_page_indptr,

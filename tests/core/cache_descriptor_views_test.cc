@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <memory>
 #include <numeric>
 #include <vector>
 
@@ -48,6 +49,36 @@ TEST_F(Views, PacksAnEmptyBatch) {
   const auto packed = descriptor_.pack_for_flashinfer({});
   EXPECT_EQ(packed.batch_size(), 0);
   EXPECT_THAT(packed.kv_page_indptr(), ElementsAre(0));
+}
+
+TEST_F(Views, PackingLeavesTheMemoryOfABatchThatACopyHolds) {
+  auto packed = std::make_unique<FlashInferPackedData>(descriptor_.pack_for_flashinfer({1, 1, 3}));
+  const auto copy = std::make_unique<FlashInferPackedData>(*packed);
+  const std::int32_t* const memory = packed->kv_page_indices().data();
+  packed.reset();
+  EXPECT_NE(descriptor_.pack_for_flashinfer({1}).kv_page_indices().data(), memory);
+  EXPECT_THAT(copy->kv_page_indices(), ElementsAre(0, 1, 2, 0, 1, 2, 3));
+}
+
+TEST_F(Views, PackingReusesTheMemoryOfABatchThatIsGone) {
+  PagePool pool(256, 4);
+  CacheDescriptor descriptor(pool);
+  descriptor.allocate({1}, {400});
+  auto packed = std::make_unique<FlashInferPackedData>(descriptor.pack_for_flashinfer({1}));
+  const std::int32_t* const memory = packed->kv_page_indices().data();
+  packed.reset();
+  for (int step = 0; step < 40; ++step) {
+    descriptor.allocate_decoding({1});
+    EXPECT_EQ(descriptor.pack_for_flashinfer({1}).kv_page_indices().data(), memory);
+  }
+}
+
+TEST_F(Views, PackedDataMayOutliveItsDescriptor) {
+  auto descriptor = std::make_unique<CacheDescriptor>(pool_);
+  descriptor->allocate({1}, {9});
+  const auto packed = descriptor->pack_for_flashinfer({1});
+  descriptor.reset();
+  EXPECT_THAT(packed.kv_page_indices(), ElementsAre(4, 5, 6));
 }
 
 TEST_F(Views, PackedDataIsASnapshot) {
