@@ -25,10 +25,19 @@ static_assert(std::equal(kTileRows.begin(), kTileRows.end(), kFa2Tiles));
 
 cudaStream_t stream_of(Stream stream) { return static_cast<cudaStream_t>(stream.handle); }
 
+// No address depends on the stride of a dimension of one entry, and DLPack lets it be anything,
+// odd numbers too: a row-major tensor's for tokens, and none for caches.
+std::int64_t token_stride(const TensorView& tokens) {  // in elements
+  return tokens.shape[0] == 1 ? tokens.shape[1] * tokens.shape[2] : tokens.strides[0];
+}
+std::int64_t head_stride(const TensorView& tokens) {  // in elements
+  return tokens.shape[1] == 1 ? tokens.shape[2] : tokens.strides[1];
+}
 Fa2Cache cache_of(const Plane& plane) {
   const std::int64_t bytes = size_of(plane.dtype);
-  return {plane.data, plane.page_stride / bytes, plane.token_stride / bytes,
-          plane.head_stride / bytes};
+  return {plane.data, plane.num_pages == 1 ? 0 : plane.page_stride / bytes,
+          plane.page_size == 1 ? 0 : plane.token_stride / bytes,
+          plane.num_heads == 1 ? 0 : plane.head_stride / bytes};
 }
 
 // Throws InvalidArgumentError where vectors of 16 bytes would not be aligned.
@@ -42,9 +51,11 @@ void check_aligned(const char* name, const void* data, std::int64_t token_bytes,
 }
 
 void check_cache(const char* name, const Plane& plane) {
-  check_aligned(name, plane.data, plane.token_stride, plane.head_stride, plane.page_stride);
-  const std::int64_t longest =
-      std::max({plane.page_stride, plane.token_stride, plane.head_stride}) / size_of(plane.dtype);
+  const Fa2Cache cache = cache_of(plane);
+  const std::int64_t bytes = size_of(plane.dtype);
+  check_aligned(name, cache.data, cache.token_stride * bytes, cache.head_stride * bytes,
+                cache.page_stride * bytes);
+  const std::int64_t longest = std::max({cache.page_stride, cache.token_stride, cache.head_stride});
   if (longest >= std::int64_t{1} << 32) {
     throw UnsupportedError(concat(name, ": a stride of ", longest,
                                   " elements; kernels on a device take fewer than 2^32"));
@@ -225,8 +236,8 @@ Fa2Call CudaAttention::fa2_call(std::span<const Plane> planes, const TensorView&
   call.num_qo_heads = shape.num_qo_heads;
   call.num_kv_heads = shape.num_kv_heads;
   call.q = q.data;
-  call.q_token_stride = q.strides[0];
-  call.q_head_stride = q.strides[1];
+  call.q_token_stride = token_stride(q);
+  call.q_head_stride = head_stride(q);
   call.window_left = schedule_->has_mask ? -1 : shape.window_left;  // a mask holds the window
   call.sm_scale = shape.sm_scale;
   call.logits_soft_cap = shape.logits_soft_cap;
@@ -257,7 +268,7 @@ void CudaAttention::run(std::span<const Plane> planes, const TensorView& q, cons
                                   to_string(shape.kv_dtype), ", the type of the cache"));
   }
   const std::int64_t bytes = size_of(q.dtype);
-  check_aligned("q", q.data, q.strides[0] * bytes, q.strides[1] * bytes);
+  check_aligned("q", q.data, token_stride(q) * bytes, head_stride(q) * bytes);
   check_cache("key cache", planes[0]);
   check_cache("value cache", planes[1]);
   const Fa2Call call = fa2_call(planes, q);

@@ -107,17 +107,50 @@ class TileScheduler {
   }
 };
 
+// Keys and values come by cp.async, written in the generic proxy, and wgmma reads them in the async
+// one. PTX (memory consistency model, proxies) asks for a fence between; FlashInfer has none.
+template <class Base>
+struct FencedPipeline : Base {
+  using Base::Base;
+  CUTLASS_DEVICE void consumer_wait(typename Base::PipelineState state,
+                                    cutlass::ConsumerToken token) {
+    Base::consumer_wait(state, token);
+    cutlass::arch::fence_view_async_shared();
+  }
+};
+
+template <class Base>
+struct FencedTraits : Base {
+  using MainloopPipeline = FencedPipeline<typename Base::MainloopPipeline>;
+};
+
+// The tile's output lies where the next item's values go. FlashInfer tells the producer that it has
+// been read from one warp's view; where no scheduler barrier keeps the warp groups together,
+// another warp may still be reading.
+template <class Traits, bool kHasSchedulerBarrier>
+struct SettledEpilogue : flashinfer::CollectiveEpilogue<Traits> {
+  using Base = flashinfer::CollectiveEpilogue<Traits>;
+  template <class... Arguments>
+  CUTLASS_DEVICE void store(Arguments&&... arguments) {
+    Base::store(static_cast<Arguments&&>(arguments)...);
+    if constexpr (!kHasSchedulerBarrier) {
+      cutlass::arch::NamedBarrier::sync(Base::NUM_MMA_THREADS,
+                                        static_cast<int>(flashinfer::NamedBarriers::kValueEmpty));
+    }
+  }
+};
+
 template <class T, int kHeadDim, bool kCausal, bool kGeneral>
 struct Kernel {
   using Variant = std::conditional_t<kGeneral, GeneralAttention, flashinfer::StandardAttention>;
   // Keys that a step takes: FlashInfer's own choice for each head_dim.
   static constexpr int kKeys = kHeadDim == 256 ? 32 : 96;
   static constexpr int kQueries = kHeadDim == 64 ? 192 : 128;
-  using Traits =
+  using Traits = FencedTraits<
       flashinfer::AttentionKernelTraits</*USE_TMA_LOAD_KV=*/false, kHeadDim, kHeadDim, kQueries,
-                                        kKeys, /*NUM_STAGES=*/2, T, T, T, std::int32_t, Variant>;
+                                        kKeys, /*NUM_STAGES=*/2, T, T, T, std::int32_t, Variant>>;
   using Mainloop = flashinfer::SparseCollectiveMainloop<Options, Traits, kCausal>;
-  using Epilogue = flashinfer::CollectiveEpilogue<Traits>;
+  using Epilogue = SettledEpilogue<Traits, Mainloop::UseSchedulerBarrier>;
   static constexpr int kSharedBytes = sizeof(typename Traits::SharedStorage);
 
   static const void* function() {

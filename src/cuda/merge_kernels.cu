@@ -86,10 +86,12 @@ __device__ void wait_for_predecessor() {
 #endif
 }
 
-// What a warp works on: one head of one token.
+// What a warp works on, or a block where its warps share: one head of one token.
+template <bool kShared = false>
 __device__ bool take_item(std::int64_t num_tokens, int num_heads, std::int64_t* token, int* head) {
   const std::int64_t item =
-      static_cast<std::int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
+      kShared ? blockIdx.x
+              : static_cast<std::int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
   *token = item / num_heads;
   *head = static_cast<int>(item % num_heads);
   return *token < num_tokens;
@@ -171,11 +173,9 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
   const std::int64_t num_tokens =
       partials.num_tokens_device != nullptr ? *partials.num_tokens_device : partials.num_tokens;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const std::int64_t place =
-      kShared ? blockIdx.x : static_cast<std::int64_t>(blockIdx.x) * kWarpsPerBlock + warp;
-  const std::int64_t item = place / num_heads;
-  const int head = static_cast<int>(place % num_heads);
-  if (item >= num_tokens) return;
+  std::int64_t item;
+  int head;
+  if (!take_item<kShared>(num_tokens, num_heads, &item, &head)) return;
   const std::int64_t token = partials.token[item];
   const int count = partials.count[item];
   PartialReader reader{partials.out,

@@ -12,12 +12,13 @@
 namespace seqattn::testing {
 namespace {
 
-Layout layout_of(TensorLayout layout, std::int64_t tokens, std::int64_t heads, std::int64_t dim) {
+Layout layout_of(TensorLayout layout, std::int64_t tokens, std::int64_t heads, std::int64_t dim,
+                 Device device) {
   switch (layout) {
     case TensorLayout::kPacked:
       return {};
     case TensorLayout::kWithGaps:
-      return with_gaps(heads, dim);
+      return with_gaps(heads, dim, gap_unit(device));
     case TensorLayout::kHeadsFirst:
       return heads_first(tokens, dim);
   }
@@ -57,10 +58,10 @@ CallTensors::CallTensors(const AttentionCase& c, const std::vector<ref::Row>& ro
   for (const ref::Row& row : rows) queries.insert(queries.end(), row.q.begin(), row.q.end());
   const std::int64_t tokens = qo_indptr_of(rows).back(), heads = c.num_qo_heads;
   q = Tensor(device, c.q_dtype, {tokens, heads, c.head_dim},
-             layout_of(layout, tokens, heads, c.head_dim));
+             layout_of(layout, tokens, heads, c.head_dim, device));
   q.write(queries);
   out = Tensor(device, c.out_dtype, {tokens, heads, c.dim_v()},
-               layout_of(layout, tokens, heads, c.dim_v()));
+               layout_of(layout, tokens, heads, c.dim_v(), device));
   const bool apart = layout == TensorLayout::kWithGaps;
   lse = Tensor(device, DType::kFloat32, {tokens, heads},
                apart ? Layout{{heads + 3, 1}, 1} : Layout{});

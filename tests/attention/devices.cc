@@ -16,6 +16,8 @@ std::vector<Device> test_devices() { return {cpu()}; }
 bool is_here(Device) { return true; }
 
 AttentionCase device_case(AttentionCase c, Device) { return c; }
+std::int64_t gap_unit(Device) { return 1; }
+const char* why_hidden_nan_is_seen(Device) { return nullptr; }
 double weight_rounding(Device, DType) { return 0; }
 
 DeviceMemory::DeviceMemory(Device device, std::int64_t num_bytes)

@@ -22,6 +22,12 @@ bool is_here(Device device);
 // that kernels are compiled for, and a scale that they take.
 AttentionCase device_case(AttentionCase c, Device device);
 
+// Gaps between heads, tokens and pages are multiples of so many elements.
+std::int64_t gap_unit(Device device);
+
+// Why NaN among the keys of a row reaches queries that do not see it; null where it does not.
+const char* why_hidden_nan_is_seen(Device device);
+
 // How far a device rounds the weights of the softmax, relative to one: 0 where it does not.
 double weight_rounding(Device device, DType kv_dtype);
 

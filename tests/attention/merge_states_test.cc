@@ -135,7 +135,7 @@ TEST_P(MergeStates, WorksInPlaceOfEitherSide) {
 
 // Cascade: attention over each half of the keys, merged, is attention over all of them.
 TEST_P(MergeStates, OfTwoHalvesOfTheKeysIsAttentionOverAll) {
-  AttentionCase c;
+  AttentionCase c = device_case({}, device());
   c.causal = false;
   c.rows = {{7, 40}};
   const ref::Row whole = random_row(c, c.rows[0], random);

@@ -37,10 +37,11 @@ std::vector<std::int64_t> cache_shape(const KVCacheConfig& config, int head_dim)
   return {config.num_pages, config.num_heads, config.page_size, head_dim};
 }
 
-Layout cache_layout(const std::vector<std::int64_t>& shape, bool with_gaps) {
-  if (!with_gaps) return {};
-  const std::int64_t inner = shape[3] + 3, outer = shape[2] * inner + 7;
-  return {{shape[1] * outer + 11, outer, inner, 1}, 1};
+// With gaps of some multiples of `unit` elements; 0: without.
+Layout cache_layout(const std::vector<std::int64_t>& shape, std::int64_t unit) {
+  if (unit == 0) return {};
+  const std::int64_t inner = shape[3] + 3 * unit, outer = shape[2] * inner + 7 * unit;
+  return {{shape[1] * outer + 11 * unit, outer, inner, 1}, unit};
 }
 
 // The cache's elements: those of the rows' tokens in their slots, traps everywhere else.
@@ -117,7 +118,8 @@ PagedBatch::PagedBatch(const AttentionCase& attention_case, const std::vector<re
       image.put(packed_.kv_page_indices().subspan(begin), rows[i].*tokens);
     }
     const auto shape = cache_shape(config, head_dim);
-    Tensor cache(device, config.dtype, shape, cache_layout(shape, placement.with_gaps));
+    Tensor cache(device, config.dtype, shape,
+                 cache_layout(shape, placement.with_gaps ? gap_unit(device) : 0));
     cache.write(image.values());
     return cache;
   };

@@ -35,7 +35,7 @@ class RefusedPlans : public DeviceSuite {
     return error_of([&] { attention->plan(table, qo_indptr, {.mask = mask}); });
   }
 
-  AttentionCase c;
+  AttentionCase c = device_case({}, device());
   std::unique_ptr<PagedKVCacheManager> manager;
   std::unique_ptr<CacheDescriptor> descriptor;
   FlashInferPackedData packed;

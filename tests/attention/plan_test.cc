@@ -32,7 +32,7 @@ class Plans : public DeviceSuite {
     return tensors;
   }
 
-  AttentionCase c;
+  AttentionCase c = device_case({}, device());
   std::vector<ref::Row> rows;
   std::unique_ptr<PagedBatch> batch;
   std::unique_ptr<BatchAttention> attention;
@@ -132,7 +132,7 @@ TEST_P(Plans, AreNeededBeforeAnythingElse) {
 
 TEST_P(Plans, OfNothingRunOverEmptyTensors) {
   attention->plan({}, std::vector<std::int32_t>{0});
-  const Tensor q(device(), DType::kFloat32, {0, c.num_qo_heads, c.head_dim});
+  const Tensor q(device(), c.q_dtype, {0, c.num_qo_heads, c.head_dim});
   const Tensor lse(device(), DType::kFloat32, {0, c.num_qo_heads});
   attention->run(q.view(), q.view(), {.lse = lse.view()});
   TensorView without_memory = q.view();
@@ -148,7 +148,7 @@ TEST_P(Plans, WhosePagesWereFreedAreRefusedInDebugBuilds) {
   descriptor.allocate({1, 2}, {6, 3});
   BatchAttention over(manager, c.options());
   over.plan(descriptor.pack_for_flashinfer({1, 2}), std::vector<std::int32_t>{0, 1, 2});
-  const Tensor q(device(), DType::kFloat32, {2, c.num_qo_heads, c.head_dim});
+  const Tensor q(device(), c.q_dtype, {2, c.num_qo_heads, c.head_dim});
   const Tensor out(device(), DType::kFloat32, {2, c.num_qo_heads, c.head_dim});
   [[maybe_unused]] const TensorView keys = head_slice(q.view(), 0, c.num_kv_heads);
   over.run(q.view(), out.view());

@@ -39,7 +39,7 @@ TEST_P(SharedUse, OfOneBatchByObjectsWithDifferentOptions) {
 
 TEST_P(SharedUse, OfOneCacheByDifferentNumbersOfQueryHeads) {
   for (const int num_qo_heads : {2, 4, 10}) {
-    AttentionCase c;
+    AttentionCase c = device_case({}, device());
     c.num_qo_heads = num_qo_heads;
     check_case(c, device(), random);
   }
@@ -47,7 +47,7 @@ TEST_P(SharedUse, OfOneCacheByDifferentNumbersOfQueryHeads) {
 
 TEST_P(SharedUse, OfOnePlanByEveryLayer) {
   constexpr int kLayers = 3;
-  AttentionCase c;
+  AttentionCase c = device_case({}, device());
   c.rows = {{9, 9}, {1, 1}, {6, 6}};
   KVCacheConfig config = c.cache_config(12, device());
   config.num_layers = kLayers;
@@ -79,7 +79,7 @@ TEST_P(SharedUse, OfOnePlanByEveryLayer) {
 
 // Runs of one const object, each thread with its own outputs.
 TEST_P(SharedUse, OfOneObjectByManyThreads) {
-  AttentionCase c;
+  AttentionCase c = device_case({}, device());
   c.kv_dtype = DType::kFloat16;
   c.rows.push_back({1, 2500});
   c.rows.push_back({40, 60});
@@ -111,7 +111,7 @@ TEST_P(SharedUse, OfOneObjectByManyThreads) {
 
 // Objects are independent: each thread plans and runs its own, over one cache.
 TEST_P(SharedUse, OfOneCacheByObjectsOfManyThreads) {
-  AttentionCase c;
+  AttentionCase c = device_case({}, device());
   const auto rows = random_rows(c, random);
   const PagedBatch batch(c, rows, device(), random);
   const CallTensors expected = attend(c, rows, batch);

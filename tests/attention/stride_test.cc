@@ -64,6 +64,7 @@ TEST_P(FusedTensors, OfQueriesKeysAndValuesAreUsedWhereTheyLie) {
   AttentionCase c;
   c.kv_dtype = c.q_dtype = DType::kFloat16;
   c.rows = {{9, 9}, {5, 5}};
+  c = device_case(c, device());
   const auto rows = random_rows(c, random);
   const std::int64_t tokens = c.num_q_tokens(), heads = c.num_qo_heads + 2 * c.num_kv_heads;
   std::vector<double> elements;
@@ -94,7 +95,7 @@ TEST_P(FusedTensors, OfQueriesKeysAndValuesAreUsedWhereTheyLie) {
 
 // Outputs side by side in one buffer would meet; outputs beside other data of their own do not.
 TEST_P(FusedTensors, MayHoldAnOutputBesideOtherData) {
-  AttentionCase c;
+  const AttentionCase c = device_case({}, device());
   const auto rows = random_rows(c, random);
   const PagedBatch batch(c, rows, device(), random);
   const CallTensors expected = attend(c, rows, batch);

@@ -112,8 +112,9 @@ void fill_with_nan(const TensorView& view) {
   copy_to_device(view.device, view.data, nan_bytes(view.dtype, view.num_elements()));
 }
 
-Layout with_gaps(std::int64_t heads, std::int64_t dim) {
-  return {{heads * (dim + 5) + 3, dim + 5, 1}, 1};
+Layout with_gaps(std::int64_t heads, std::int64_t dim, std::int64_t unit) {
+  const std::int64_t head = dim + 5 * unit;
+  return {{heads * head + 3 * unit, head, 1}, unit};
 }
 
 Layout heads_first(std::int64_t tokens, std::int64_t dim) { return {{dim, tokens * dim, 1}, 0}; }

@@ -52,7 +52,8 @@ class Tensor {
 void fill_with_nan(const TensorView& view);
 
 // Layouts of [tokens, heads, dim].
-Layout with_gaps(std::int64_t heads, std::int64_t dim);     // after each head and each token
+// Gaps after each head and each token, of some multiples of `unit` elements.
+Layout with_gaps(std::int64_t heads, std::int64_t dim, std::int64_t unit = 1);
 Layout heads_first(std::int64_t tokens, std::int64_t dim);  // [heads, tokens, dim] in memory
 
 // Heads [first, first + count) of a tensor [tokens, heads, dim].

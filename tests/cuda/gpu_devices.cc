@@ -30,6 +30,16 @@ AttentionCase device_case(AttentionCase c, Device device) {
   return c;
 }
 
+// Kernels load vectors of 16 bytes.
+std::int64_t gap_unit(Device device) { return is_cuda(device) ? 8 : 1; }
+
+const char* why_hidden_nan_is_seen(Device device) {
+  return is_cuda(device)
+             ? "FlashInfer's kernels give what is hidden within a row the weight 0, and "
+               "0 times NaN is NaN"
+             : nullptr;
+}
+
 // The second product takes them in the type of the values.
 double weight_rounding(Device device, DType kv_dtype) {
   return is_cuda(device) ? epsilon(kv_dtype) : 0;

@@ -102,6 +102,38 @@ TEST_F(CudaPitfalls, QueriesThatAreNotAligned) {
   EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
 }
 
+// DLPack lets them be anything, and NumPy's and CuPy's differ.
+TEST_F(CudaPitfalls, StridesOfDimensionsOfOneEntryDoNotMatter) {
+  AttentionCase single = c;
+  single.num_qo_heads = single.num_kv_heads = 1;
+  single.rows = {{1, 37}};
+  const auto single_rows = random_rows(single, random);
+  const PagedBatch single_batch(single, single_rows, cuda(0), random);
+  BatchAttention object(single_batch.manager(), single.options());
+  object.plan(single_batch.packed(), qo_indptr_of(single_rows));
+  const CallTensors tensors(single, single_rows, cuda(0)), again(single, single_rows, cuda(0));
+  object.run(tensors.q.view(), tensors.out.view());
+  TensorView q = tensors.q.view();
+  q.strides = {5, 3, 1};
+  object.run(q, again.out.view());
+  EXPECT_EQ(again.out.bytes(), tensors.out.bytes());
+
+  TensorView cache = single_batch.manager().key_cache();
+  cache.strides[2] = 7;  // of the only head
+  const auto manager = PagedKVCacheManager::from_tensors(std::span(&cache, 1), std::span(&cache, 1),
+                                                         single_batch.manager().config());
+  manager->allocate(manager->config().num_pages);
+  BatchAttention borrowed(*manager, single.options());
+  const FlashInferPackedData packed(
+      {single_batch.packed().kv_page_indices().begin(),
+       single_batch.packed().kv_page_indices().end()},
+      {0, static_cast<std::int32_t>(single_batch.packed().kv_page_indices().size())},
+      {single_batch.packed().kv_last_page_len()[0]});
+  borrowed.plan(packed, qo_indptr_of(single_rows));
+  EXPECT_NO_THROW(borrowed.run(q, again.out.view()));
+  EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+}
+
 TEST_F(CudaPitfalls, CachesThatAreNotAligned) {
   const Tensor memory(cuda(0), DType::kFloat16, {5, 16, 2, 136});
   TensorView cache = memory.view();
