@@ -52,6 +52,18 @@ class SEQATTN_EXPORT NoPageError : public Error {
   std::int64_t available_;
 };
 
+// A prefix cache is asked to drop pages that live handles pin. Release the handles, then call
+// again.
+class SEQATTN_EXPORT PinnedError : public Error {
+ public:
+  explicit PinnedError(std::int64_t num_handles);
+  ~PinnedError() override;
+  std::int64_t num_handles() const noexcept { return num_handles_; }
+
+ private:
+  std::int64_t num_handles_;
+};
+
 // The memory of a cache is not there; the message says how much it was and for what. Not an Error:
 // who handles a lack of memory catches std::bad_alloc, and this with it.
 class SEQATTN_EXPORT OutOfMemoryError : public std::bad_alloc {

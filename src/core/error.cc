@@ -9,6 +9,7 @@ Error::~Error() = default;
 InvalidArgumentError::~InvalidArgumentError() = default;
 UnknownSequenceError::~UnknownSequenceError() = default;
 NoPageError::~NoPageError() = default;
+PinnedError::~PinnedError() = default;
 OutOfMemoryError::~OutOfMemoryError() = default;
 UnsupportedError::~UnsupportedError() = default;
 BackendError::~BackendError() = default;
@@ -23,5 +24,10 @@ NoPageError::NoPageError(std::int64_t needed, std::int64_t available)
                    "value")),
       needed_(needed),
       available_(available) {}
+
+PinnedError::PinnedError(std::int64_t num_handles)
+    : Error(concat("PrefixCache: got clear while ", num_handles,
+                   " handles live; expected none: release them first")),
+      num_handles_(num_handles) {}
 
 }  // namespace seqattn
