@@ -7,6 +7,8 @@ from ._core import (
     HeadIDGenerator,
     PagedKVCacheManager,
     PagePool,
+    PrefixCache,
+    PrefixHandle,
     merge_states,
     version,
 )
@@ -15,10 +17,11 @@ from ._errors import (
     Error,
     InvalidArgumentError,
     NoPageError,
+    PinnedError,
     UnknownSequenceError,
     UnsupportedError,
 )
-from ._types import Admission, PageCopy, SequenceData, Stats
+from ._types import Admission, CacheEvent, PageCopy, PrefixCacheStats, SequenceData, Stats
 
 __version__ = version()
 
@@ -27,6 +30,7 @@ __all__ = [
     "BackendError",
     "BatchAttention",
     "CacheDescriptor",
+    "CacheEvent",
     "Error",
     "FlashInferPackedData",
     "HeadIDGenerator",
@@ -35,6 +39,10 @@ __all__ = [
     "PageCopy",
     "PagePool",
     "PagedKVCacheManager",
+    "PinnedError",
+    "PrefixCache",
+    "PrefixCacheStats",
+    "PrefixHandle",
     "SequenceData",
     "Stats",
     "UnknownSequenceError",

@@ -28,6 +28,14 @@ class NoPageError(Error):
         self.available = available
 
 
+class PinnedError(Error):
+    """A prefix cache is asked to drop pages that live handles pin."""
+
+    def __init__(self, message: str = "", num_handles: int = 0) -> None:
+        super().__init__(message)
+        self.num_handles = num_handles
+
+
 class UnsupportedError(Error):
     """A well-formed request that no backend of this build can serve; the message names what can."""
 

@@ -27,6 +27,8 @@ void translate(const std::exception_ptr& exception, void*) {
   } catch (const NoPageError& e) {
     raise("NoPageError", "sLL", e.what(), static_cast<long long>(e.needed()),
           static_cast<long long>(e.available()));
+  } catch (const PinnedError& e) {
+    raise("PinnedError", "sL", e.what(), static_cast<long long>(e.num_handles()));
   } catch (const InvalidArgumentError& e) {
     raise("InvalidArgumentError", "(s)", e.what());
   } catch (const UnknownSequenceError& e) {
