@@ -85,6 +85,26 @@ class SEQATTN_EXPORT UnsupportedError : public Error {
   ~UnsupportedError() override;
 };
 
+// Bytes are not the whole saved state of a sequence: they are foreign, truncated, corrupted or of a
+// newer version.
+class SEQATTN_EXPORT SequenceStateError : public Error {
+ public:
+  using Error::Error;
+  ~SequenceStateError() override;
+};
+
+// The system refused to open, read or write a file; the message holds the call, the path and the
+// system's own words.
+class SEQATTN_EXPORT FileError : public Error {
+ public:
+  FileError(const std::string& message, int code) : Error(message), code_(code) {}
+  ~FileError() override;
+  int code() const noexcept { return code_; }  // errno; 0 where the system had no say
+
+ private:
+  int code_;
+};
+
 // A device failed; the message holds the call and the device's own words.
 class SEQATTN_EXPORT BackendError : public Error {
  public:

@@ -12,6 +12,7 @@
 #include "seqattn/page_pool.h"
 #include "seqattn/paged_kv_cache_manager.h"
 #include "seqattn/prefix_cache.h"
+#include "seqattn/sequence_state.h"
 #include "seqattn/tensor_view.h"
 #include "seqattn/types.h"
 #include "seqattn/version.h"

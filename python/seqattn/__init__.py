@@ -10,18 +10,23 @@ from ._core import (
     PrefixCache,
     PrefixHandle,
     merge_states,
+    restore_sequence,
+    save_sequence,
+    sequence_state_info,
     version,
 )
 from ._errors import (
     BackendError,
     Error,
+    FileError,
     InvalidArgumentError,
     NoPageError,
     PinnedError,
+    SequenceStateError,
     UnknownSequenceError,
     UnsupportedError,
 )
-from ._types import Admission, CacheEvent, PageCopy, PrefixCacheStats, SequenceData, Stats
+from ._types import Admission, CacheEvent, PageCopy, PrefixCacheStats, SequenceData, SequenceStateInfo, Stats
 
 __version__ = version()
 
@@ -32,6 +37,7 @@ __all__ = [
     "CacheDescriptor",
     "CacheEvent",
     "Error",
+    "FileError",
     "FlashInferPackedData",
     "HeadIDGenerator",
     "InvalidArgumentError",
@@ -44,10 +50,15 @@ __all__ = [
     "PrefixCacheStats",
     "PrefixHandle",
     "SequenceData",
+    "SequenceStateError",
+    "SequenceStateInfo",
     "Stats",
     "UnknownSequenceError",
     "UnsupportedError",
     "__version__",
     "merge_states",
+    "restore_sequence",
+    "save_sequence",
+    "sequence_state_info",
     "version",
 ]

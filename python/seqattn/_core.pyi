@@ -3,7 +3,8 @@ The C++ library seqattn as a Python module; use it through the package seqattn.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, SupportsIndex
+import os
+from typing import Any, SupportsIndex, overload
 
 import numpy
 import numpy.typing
@@ -237,6 +238,8 @@ class PagedKVCacheManager:
     def get_memory_tensors(self) -> tuple[Any, Any]:
         """(key_cache, value_cache)."""
 
+    def __repr__(self) -> str: ...
+
     def append_kv(self, keys: Any, values: Any, flashinfer_data: FlashInferPackedData, append_indptr_cpu: Iterable[int], layer: SupportsIndex = 0) -> None:
         """
         Writes the last n_i = append_indptr_cpu[i + 1] - append_indptr_cpu[i] tokens of every row of flashinfer_data, which already counts them.
@@ -249,14 +252,19 @@ class PagedKVCacheManager:
         New arrays with tokens [first, first + count) of the sequence with these pages: keys [count, num_heads, head_dim] and values [count, num_heads, head_dim_v].
         """
 
+    def write_kv(self, page_indices: Iterable[int], first: SupportsIndex, keys: Any, values: Any, layer: SupportsIndex = 0) -> None:
+        """
+        Writes tokens from `first` on of the sequence with these pages: keys [count, num_heads, head_dim] and values [count, num_heads, head_dim_v], in the cache's dtype or float32.
+
+        Raises InvalidArgumentError, having written nothing, for a range beyond the pages, a page to be written that is free, shared or listed twice, or tensors that do not fit.
+        """
+
     def copy_pages(self, copies: Iterable[tuple[SupportsIndex, SupportsIndex]]) -> None:
         """
         Copies pages (source, target) in every layer, in order.
 
         Raises InvalidArgumentError for an unknown or free page.
         """
-
-    def __repr__(self) -> str: ...
 
 class FlashInferPackedData:
     """
@@ -612,6 +620,37 @@ def merge_states(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, out: Any = None
 
     out_a, out_b [tokens, heads, dim]; lse_a, lse_b [tokens, heads], float32. Returns (out, lse): those given, which may be the very arrays of a side, or new ones, out in out_a's dtype. A side with an LSE of -inf counts nothing. Raises InvalidArgumentError for tensors that do not agree. Leaves the GIL.
     """
+
+@overload
+def save_sequence(descriptor: CacheDescriptor, seq_id: SupportsIndex) -> bytes:
+    """
+    The state of a sequence, tokens and lengths, as bytes.
+
+    They do not depend on page size, layout or device. Raises UnknownSequenceError, InvalidArgumentError for a descriptor over a bare pool.
+    """
+
+@overload
+def save_sequence(descriptor: CacheDescriptor, seq_id: SupportsIndex, path: str | os.PathLike[str]) -> None:
+    """
+    The same into a file, which is replaced as a whole.
+
+    It is written under a temporary name in the same folder, brought to the disk and renamed: a call that raises leaves the old file, a crash the old one or the new one. Raises FileError (an OSError) too.
+    """
+
+def restore_sequence(descriptor: CacheDescriptor, seq_id: SupportsIndex, state: bytes | bytearray | memoryview | str | os.PathLike[str]) -> seqattn._types.SequenceStateInfo:
+    """
+    Starts a sequence from what save_sequence made: bytes (or another buffer), or a path.
+
+    The cache may have another page size, layout, dtype and device; with its own dtype the tokens are the same bits, else they are rounded by way of float32, to nearest even, and float16 overflows to infinity. Raises InvalidArgumentError for a sequence that exists or another number of layers or heads, or another head dimension; SequenceStateError for what is no state, truncated or corrupted; NoPageError; FileError (an OSError).
+    """
+
+@overload
+def sequence_state_info(state: bytes | bytearray | memoryview | str | os.PathLike[str]) -> seqattn._types.SequenceStateInfo:
+    """What the header of a saved state says; the tokens are not looked at."""
+
+@overload
+def sequence_state_info(descriptor: CacheDescriptor, seq_id: SupportsIndex) -> seqattn._types.SequenceStateInfo:
+    """What save_sequence would write."""
 
 class HeadIDGenerator:
     """

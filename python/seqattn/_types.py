@@ -104,6 +104,20 @@ class PrefixCacheStats:
     num_events_lost: int  # for want of event_capacity
 
 
+@dataclass(frozen=True, slots=True)
+class SequenceStateInfo:
+    """What a saved state says of itself."""
+
+    length: int  # the next absolute position
+    num_kv_tokens: int  # token slots held
+    num_layers: int
+    num_heads: int  # KV heads
+    head_dim: int  # elements of a key
+    head_dim_v: int  # elements of a value
+    dtype: str
+    num_bytes: int  # of the whole state
+
+
 class SequenceMapping(MutableMapping[int, SequenceData]):
     """The sequences of a descriptor as a live mapping from id to `SequenceData`.
 

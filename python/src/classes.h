@@ -101,6 +101,7 @@ void bind_packed_data(nb::module_& m);
 void bind_descriptor(nb::module_& m);
 void bind_prefix_cache(nb::module_& m);
 void bind_attention(nb::module_& m);
+void bind_sequence_state(nb::module_& m);
 
 // Throws TypeError for what is none.
 const PackedData& to_packed_data(nb::handle flashinfer_data);

@@ -35,6 +35,10 @@ void translate(const std::exception_ptr& exception, void*) {
     raise("UnknownSequenceError", "sL", e.what(), static_cast<long long>(e.seq_id()));
   } catch (const UnsupportedError& e) {
     raise("UnsupportedError", "(s)", e.what());
+  } catch (const SequenceStateError& e) {
+    raise("SequenceStateError", "(s)", e.what());
+  } catch (const FileError& e) {
+    raise("FileError", "si", e.what(), e.code());
   } catch (const BackendError& e) {
     raise("BackendError", "(s)", e.what());
   } catch (const Error& e) {

@@ -48,5 +48,6 @@ NB_MODULE(_core, m) {
   bind_descriptor(m);
   bind_prefix_cache(m);
   bind_attention(m);
+  bind_sequence_state(m);
   bind_head_id_generator(m);
 }

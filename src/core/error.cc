@@ -12,6 +12,8 @@ NoPageError::~NoPageError() = default;
 PinnedError::~PinnedError() = default;
 OutOfMemoryError::~OutOfMemoryError() = default;
 UnsupportedError::~UnsupportedError() = default;
+SequenceStateError::~SequenceStateError() = default;
+FileError::~FileError() = default;
 BackendError::~BackendError() = default;
 
 UnknownSequenceError::UnknownSequenceError(std::int64_t seq_id)
