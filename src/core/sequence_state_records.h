@@ -31,13 +31,13 @@ void for_each_record(const SequenceStateInfo& info, const Body& body) {
 }
 
 // Tokens of a sequence as the pages that hold them, so that a call need not look at all.
-struct Slots {
+struct PageSlice {
   std::span<const PageId> pages;
   std::int64_t first = 0;  // in those pages
 };
 
-inline Slots slots_of(std::span<const PageId> pages, int page_size, std::int64_t first,
-                      std::int64_t count) {
+inline PageSlice slice_of(std::span<const PageId> pages, int page_size, std::int64_t first,
+                          std::int64_t count) {
   const std::int64_t begin = first / page_size, end = (first + count - 1) / page_size + 1;
   return {pages.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin)),
           first % page_size};

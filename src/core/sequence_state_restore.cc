@@ -107,8 +107,8 @@ void read_tokens(StateReader& reader, PagedKVCacheManager& manager, std::span<co
             reinterpret_cast<float*>(buffer.host()));
     }
     buffer.to_device(count, stream);
-    const Slots slots = slots_of(pages, config.page_size, first, count);
-    manager.write_kv(slots.pages, slots.first, count, buffer.keys(count), buffer.values(count),
+    const PageSlice slice = slice_of(pages, config.page_size, first, count);
+    manager.write_kv(slice.pages, slice.first, count, buffer.keys(count), buffer.values(count),
                      layer, stream);
   });
 }

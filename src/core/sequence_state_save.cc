@@ -53,8 +53,8 @@ void save_sequence(const CacheDescriptor& descriptor, SeqId seq_id, ByteSink& si
   const std::int64_t most = std::min(StateRecords(info).most_tokens, info.num_kv_tokens);
   TokenBuffer buffer(config, config.dtype, most, kChecksumBytes);
   for_each_record(info, [&](int layer, std::int64_t first, std::int64_t count) {
-    const Slots slots = slots_of(pages, config.page_size, first, count);
-    manager.read_kv(slots.pages, slots.first, count, buffer.keys(count), buffer.values(count),
+    const PageSlice slice = slice_of(pages, config.page_size, first, count);
+    manager.read_kv(slice.pages, slice.first, count, buffer.keys(count), buffer.values(count),
                     layer, stream);
     buffer.to_host(count, stream);
     const std::span payload(buffer.host(), static_cast<std::size_t>(buffer.num_bytes(count)));

@@ -90,7 +90,7 @@ TEST_F(SequenceStateErrors, EveryChangedByte) {
   }
   State changed = state_;
   changed[100] ^= std::byte{1};
-  EXPECT_THAT(refusal_of(changed), HasSubstr("sequence state: corrupted: bytes 88 to "));
+  EXPECT_THAT(refusal_of(changed), HasSubstr("sequence state: corrupted: bytes 96 to "));
 }
 
 TEST_F(SequenceStateErrors, RecordsThatAreSwappedOrOfAnotherState) {
@@ -115,7 +115,7 @@ TEST_F(SequenceStateErrors, BytesThatFollow) {
 }
 
 TEST_F(SequenceStateErrors, ForeignBytes) {
-  for (const std::size_t size : {1, 8, 88, 5000}) {
+  for (const std::size_t size : {1, 8, 96, 5000}) {
     State noise(size);
     for (std::byte& byte : noise) byte = static_cast<std::byte>(random_());
     noise[0] = std::byte{0x7f};
