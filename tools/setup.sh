@@ -3,7 +3,7 @@
 # .venv. Where nothing is missing it does nothing.
 source "$(dirname "$0")/common.sh"
 
-packages=(g++ cmake ninja-build libhwy-dev)
+packages=(g++ cmake ninja-build libhwy-dev libxxhash-dev)
 requirements=()
 
 add_python() {

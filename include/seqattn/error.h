@@ -52,6 +52,18 @@ class SEQATTN_EXPORT NoPageError : public Error {
   std::int64_t available_;
 };
 
+// A prefix cache is asked to drop pages that live handles pin. Release the handles, then call
+// again.
+class SEQATTN_EXPORT PinnedError : public Error {
+ public:
+  explicit PinnedError(std::int64_t num_handles);
+  ~PinnedError() override;
+  std::int64_t num_handles() const noexcept { return num_handles_; }
+
+ private:
+  std::int64_t num_handles_;
+};
+
 // The memory of a cache is not there; the message says how much it was and for what. Not an Error:
 // who handles a lack of memory catches std::bad_alloc, and this with it.
 class SEQATTN_EXPORT OutOfMemoryError : public std::bad_alloc {
@@ -71,6 +83,26 @@ class SEQATTN_EXPORT UnsupportedError : public Error {
  public:
   using Error::Error;
   ~UnsupportedError() override;
+};
+
+// Bytes are not the whole saved state of a sequence: they are foreign, truncated, corrupted or of a
+// newer version.
+class SEQATTN_EXPORT SequenceStateError : public Error {
+ public:
+  using Error::Error;
+  ~SequenceStateError() override;
+};
+
+// The system refused to open, read or write a file; the message holds the call, the path and the
+// system's own words.
+class SEQATTN_EXPORT FileError : public Error {
+ public:
+  FileError(const std::string& message, int code) : Error(message), code_(code) {}
+  ~FileError() override;
+  int code() const noexcept { return code_; }  // errno; 0 where the system had no say
+
+ private:
+  int code_;
 };
 
 // A device failed; the message holds the call and the device's own words.

@@ -68,6 +68,7 @@ class SEQATTN_EXPORT PagePool {
 
   // The reclaimer is borrowed; null removes it.
   void set_reclaimer(Reclaimer* reclaimer) noexcept { reclaimer_ = reclaimer; }
+  Reclaimer* reclaimer() const noexcept { return reclaimer_; }
 
   // Throws Error naming the first violated invariant. O(num_pages).
   void check_invariants() const;
@@ -85,6 +86,7 @@ class SEQATTN_EXPORT PagePool {
  private:
   friend class PoolTransaction;  // src/core/pool_transaction.h: prepare and commit of batch calls
   friend class CacheDescriptor;  // drops the references of its sequences
+  friend class PrefixCache;      // likewise of its pages
   friend void check_packed(const PagePool& pool, const FlashInferPackedData& packed);
 
   // Where the free list's entry number `n`, counted from the pool's beginning, lies in ring_.

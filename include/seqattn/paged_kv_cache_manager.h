@@ -97,6 +97,14 @@ class SEQATTN_EXPORT PagedKVCacheManager {
   void read_kv(PageIds pages, std::int64_t first, std::int64_t count, const TensorView& keys,
                const TensorView& values, int layer = 0, Stream stream = {}) const;
 
+  // Writes tokens [first, first + count) of the sequence whose pages are listed, from tensors as
+  // read_kv gives them; what comes from elsewhere gets into pages this way, while `append_kv`
+  // writes a batch's new tokens. Throws InvalidArgumentError, having written nothing, for a range
+  // beyond the pages; a page to be written that is unknown, free, shared (count above 1) or listed
+  // twice; wrong tensors or ones inside the cache. O(pages + bytes written).
+  void write_kv(PageIds pages, std::int64_t first, std::int64_t count, const TensorView& keys,
+                const TensorView& values, int layer = 0, Stream stream = {});
+
   // Copies pages in every layer, in order. Throws InvalidArgumentError, having copied nothing, for
   // an unknown or free page and a target that another holder shares (count above 1).
   void copy_pages(std::span<const PageCopy> copies, Stream stream = {});
@@ -117,6 +125,8 @@ class SEQATTN_EXPORT PagedKVCacheManager {
   PagedKVCacheManager(const KVCacheConfig& config, Borrowed);
   std::span<const Plane> layer_planes(
       int layer) const;  // {keys, values}; throws for an unknown layer
+  // Throws InvalidArgumentError unless the pages exist and hold these tokens.
+  void check_range(const char* call, PageIds pages, std::int64_t first, std::int64_t count) const;
   void enqueue_copies(std::span<const PageCopy> copies, Stream stream) const;
   // Throws InvalidArgumentError unless these are the keys and values of that many new tokens.
   void check_new_tokens(const TensorView& keys, const TensorView& values, std::int64_t num_tokens,

@@ -11,6 +11,8 @@
 #include "seqattn/packed_data.h"
 #include "seqattn/page_pool.h"
 #include "seqattn/paged_kv_cache_manager.h"
+#include "seqattn/prefix_cache.h"
+#include "seqattn/sequence_state.h"
 #include "seqattn/tensor_view.h"
 #include "seqattn/types.h"
 #include "seqattn/version.h"

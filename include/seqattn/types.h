@@ -10,11 +10,13 @@
 // The vocabulary shared by every header: ids, element types, devices and layouts.
 namespace seqattn {
 
-using PageId = std::int32_t;  // [0, num_pages)
-using SeqId = std::int64_t;   // any value; the caller's choice
+using PageId = std::int32_t;   // [0, num_pages)
+using SeqId = std::int64_t;    // any value; the caller's choice
+using TokenId = std::int32_t;  // any value; the model's vocabulary
 
 using PageIds = ListView<PageId>;
 using SeqIds = ListView<SeqId>;
+using TokenIds = ListView<TokenId>;
 using Lengths = ListView<std::int64_t>;  // in tokens
 
 // "As many as there are", for counts of tokens.

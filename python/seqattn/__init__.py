@@ -7,18 +7,26 @@ from ._core import (
     HeadIDGenerator,
     PagedKVCacheManager,
     PagePool,
+    PrefixCache,
+    PrefixHandle,
     merge_states,
+    restore_sequence,
+    save_sequence,
+    sequence_state_info,
     version,
 )
 from ._errors import (
     BackendError,
     Error,
+    FileError,
     InvalidArgumentError,
     NoPageError,
+    PinnedError,
+    SequenceStateError,
     UnknownSequenceError,
     UnsupportedError,
 )
-from ._types import Admission, PageCopy, SequenceData, Stats
+from ._types import Admission, CacheEvent, PageCopy, PrefixCacheStats, SequenceData, SequenceStateInfo, Stats
 
 __version__ = version()
 
@@ -27,7 +35,9 @@ __all__ = [
     "BackendError",
     "BatchAttention",
     "CacheDescriptor",
+    "CacheEvent",
     "Error",
+    "FileError",
     "FlashInferPackedData",
     "HeadIDGenerator",
     "InvalidArgumentError",
@@ -35,11 +45,20 @@ __all__ = [
     "PageCopy",
     "PagePool",
     "PagedKVCacheManager",
+    "PinnedError",
+    "PrefixCache",
+    "PrefixCacheStats",
+    "PrefixHandle",
     "SequenceData",
+    "SequenceStateError",
+    "SequenceStateInfo",
     "Stats",
     "UnknownSequenceError",
     "UnsupportedError",
     "__version__",
     "merge_states",
+    "restore_sequence",
+    "save_sequence",
+    "sequence_state_info",
     "version",
 ]

@@ -3,7 +3,8 @@ The C++ library seqattn as a Python module; use it through the package seqattn.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, SupportsIndex
+import os
+from typing import Any, SupportsIndex, overload
 
 import numpy
 import numpy.typing
@@ -237,6 +238,8 @@ class PagedKVCacheManager:
     def get_memory_tensors(self) -> tuple[Any, Any]:
         """(key_cache, value_cache)."""
 
+    def __repr__(self) -> str: ...
+
     def append_kv(self, keys: Any, values: Any, flashinfer_data: FlashInferPackedData, append_indptr_cpu: Iterable[int], layer: SupportsIndex = 0) -> None:
         """
         Writes the last n_i = append_indptr_cpu[i + 1] - append_indptr_cpu[i] tokens of every row of flashinfer_data, which already counts them.
@@ -249,14 +252,19 @@ class PagedKVCacheManager:
         New arrays with tokens [first, first + count) of the sequence with these pages: keys [count, num_heads, head_dim] and values [count, num_heads, head_dim_v].
         """
 
+    def write_kv(self, page_indices: Iterable[int], first: SupportsIndex, keys: Any, values: Any, layer: SupportsIndex = 0) -> None:
+        """
+        Writes tokens from `first` on of the sequence with these pages: keys [count, num_heads, head_dim] and values [count, num_heads, head_dim_v], in the cache's dtype or float32.
+
+        Raises InvalidArgumentError, having written nothing, for a range beyond the pages, a page to be written that is free, shared or listed twice, or tensors that do not fit.
+        """
+
     def copy_pages(self, copies: Iterable[tuple[SupportsIndex, SupportsIndex]]) -> None:
         """
         Copies pages (source, target) in every layer, in order.
 
         Raises InvalidArgumentError for an unknown or free page.
         """
-
-    def __repr__(self) -> str: ...
 
 class FlashInferPackedData:
     """
@@ -423,6 +431,95 @@ class CacheDescriptor:
 
     def __repr__(self) -> str: ...
 
+class PrefixHandle:
+    """
+    What a match found: the pages of a prefix, pinned for as long as the handle lives, or to the end of its with block.
+    """
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens found; 0 once released."""
+
+    @property
+    def pages(self) -> list[int]:
+        """The pages, in order; of the last one the match may use a part."""
+
+    def release(self) -> None:
+        """Unpins the pages. A sequence that was attached keeps them."""
+
+    def __bool__(self) -> bool: ...
+
+    def __enter__(self) -> PrefixHandle: ...
+
+    def __exit__(self, *args: object) -> None: ...
+
+    def __repr__(self) -> str: ...
+
+class PrefixCache:
+    """
+    The KV pages of token prefixes, so that a sequence whose first tokens were computed before starts over their pages.
+
+    A radix tree over token ids, its edges whole pages; what is found is found by comparing every token. Prefixes under different salts never meet. The cache is its pool's reclaimer: a call that needs pages takes them from it, in the same transaction, from the ends of prefixes that neither sequences nor handles hold: first those past their ttl, then by lower priority, then the least recently used.
+
+    clock: a callable that returns seconds, for ttl; time.monotonic's by default. It may not call the cache or a descriptor. event_capacity: events kept until drain_events takes them. Raises InvalidArgumentError for a pool that has a reclaimer.
+    """
+
+    def __init__(self, cache_manager: PagedKVCacheManager | PagePool, *, clock: Callable[[], float] | None = None, event_capacity: SupportsIndex = 0) -> None: ...
+
+    @property
+    def cache_manager(self) -> PagedKVCacheManager | PagePool:
+        """The manager, or the pool."""
+
+    def match(self, tokens: Iterable[int], salt: str | bytes = '') -> PrefixHandle:
+        """
+        Finds the longest cached prefix of the tokens, pins it and counts as its use.
+
+        At most len(tokens) - 1 tokens are found, so that one is left to compute. A match may end inside a page: the last page is then copied when the sequence grows.
+        """
+
+    def pin(self, tokens: Iterable[int], salt: str | bytes = '') -> PrefixHandle:
+        """
+        Pins the longest cached prefix that the tokens begin with, in whole pages and to the last of them, without being a use.
+        """
+
+    def attach(self, descriptor: CacheDescriptor, seq_id: SupportsIndex, handle: PrefixHandle) -> None:
+        """
+        Starts the sequence over what the handle found; then the handle may go.
+
+        Raises InvalidArgumentError for a handle of another cache or one that was released, a descriptor of another pool, or a sequence that exists.
+        """
+
+    def insert(self, descriptor: CacheDescriptor, seq_id: SupportsIndex, tokens: Iterable[int], salt: str | bytes = '', *, priority: SupportsIndex = 0, ttl: float | None = None) -> int:
+        """
+        Gives the cache the whole pages of the sequence's first tokens, which are these; returns how many pages are new to it.
+
+        What is there already stays and counts as used. Pages of a lower priority are evicted first; before all others go those not used for ttl seconds. Raises UnknownSequenceError; InvalidArgumentError for more tokens than the sequence has, tokens that were dropped, a page that is cached under other tokens or another salt.
+        """
+
+    def evict(self, num_pages: SupportsIndex) -> int:
+        """
+        Frees up to that many pages, in the order in which the pool would have them; returns how many.
+        """
+
+    def evict_expired(self) -> int:
+        """Frees the pages past their ttl; returns how many."""
+
+    def clear(self) -> None:
+        """
+        Drops every page; sequences keep theirs. Raises PinnedError while handles live.
+        """
+
+    def drain_events(self) -> list[seqattn._types.CacheEvent]:
+        """Takes the events since the last call, oldest first."""
+
+    def stats(self) -> seqattn._types.PrefixCacheStats:
+        """Counts of pages, matches, tokens and evictions."""
+
+    def check_invariants(self) -> None:
+        """Raises Error naming the first violated invariant."""
+
+    def __repr__(self) -> str: ...
+
 class BatchAttention:
     """
     Attention of a ragged batch over a paged cache: prefill, chunked prefill, decode and any mixture.
@@ -523,6 +620,37 @@ def merge_states(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, out: Any = None
 
     out_a, out_b [tokens, heads, dim]; lse_a, lse_b [tokens, heads], float32. Returns (out, lse): those given, which may be the very arrays of a side, or new ones, out in out_a's dtype. A side with an LSE of -inf counts nothing. Raises InvalidArgumentError for tensors that do not agree. Leaves the GIL.
     """
+
+@overload
+def save_sequence(descriptor: CacheDescriptor, seq_id: SupportsIndex) -> bytes:
+    """
+    The state of a sequence, tokens and lengths, as bytes.
+
+    They do not depend on page size, layout or device. Raises UnknownSequenceError, InvalidArgumentError for a descriptor over a bare pool.
+    """
+
+@overload
+def save_sequence(descriptor: CacheDescriptor, seq_id: SupportsIndex, path: str | os.PathLike[str]) -> None:
+    """
+    The same into a file, which is replaced as a whole.
+
+    It is written under a temporary name in the same folder, brought to the disk and renamed: a call that raises leaves the old file, a crash the old one or the new one. Raises FileError (an OSError) too.
+    """
+
+def restore_sequence(descriptor: CacheDescriptor, seq_id: SupportsIndex, state: bytes | bytearray | memoryview | str | os.PathLike[str]) -> seqattn._types.SequenceStateInfo:
+    """
+    Starts a sequence from what save_sequence made: bytes (or another buffer), or a path.
+
+    The cache may have another page size, layout, dtype and device; with its own dtype the tokens are the same bits, else they are rounded by way of float32, to nearest even, and float16 overflows to infinity. Raises InvalidArgumentError for a sequence that exists or another number of layers or heads, or another head dimension; SequenceStateError for what is no state, truncated or corrupted; NoPageError; FileError (an OSError).
+    """
+
+@overload
+def sequence_state_info(state: bytes | bytearray | memoryview | str | os.PathLike[str]) -> seqattn._types.SequenceStateInfo:
+    """What the header of a saved state says; the tokens are not looked at."""
+
+@overload
+def sequence_state_info(descriptor: CacheDescriptor, seq_id: SupportsIndex) -> seqattn._types.SequenceStateInfo:
+    """What save_sequence would write."""
 
 class HeadIDGenerator:
     """

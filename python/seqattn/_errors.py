@@ -28,8 +28,28 @@ class NoPageError(Error):
         self.available = available
 
 
+class PinnedError(Error):
+    """A prefix cache is asked to drop pages that live handles pin."""
+
+    def __init__(self, message: str = "", num_handles: int = 0) -> None:
+        super().__init__(message)
+        self.num_handles = num_handles
+
+
 class UnsupportedError(Error):
     """A well-formed request that no backend of this build can serve; the message names what can."""
+
+
+class SequenceStateError(Error):
+    """Bytes are not the whole saved state of a sequence: foreign, truncated, corrupted or of a newer version."""
+
+
+class FileError(Error, OSError):
+    """The system refused to open, read or write a file; `errno` says why, 0 where the system had no say."""
+
+    def __init__(self, message: str = "", errno: int = 0) -> None:
+        super().__init__(message)
+        self.errno = errno
 
 
 class BackendError(Error):

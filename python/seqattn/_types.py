@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, field
 from operator import index
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ._errors import UnknownSequenceError
 
@@ -68,6 +68,54 @@ class Stats:
     num_pages: int  # distinct pages that the sequences hold
     num_shared_pages: int  # of those, the ones with a reference count above 1
     num_free_pages: int  # free in the pool
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEvent:
+    """What a prefix cache tells a router or a log.
+
+    A block is one cached page; its id is never used again in this cache.
+    """
+
+    kind: Literal["stored", "hit", "evicted", "cleared"]
+    number: int  # of the event, from 0; a gap says that events were lost
+    salt: str
+    block: int  # from 1
+    parent: int  # stored: the block in front, 0 for the first
+    num_tokens: int  # hit: tokens found, the last of them on `block`
+    tokens: list[int]  # stored: page_size of them
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixCacheStats:
+    """What a prefix cache holds, and what it has done since it began."""
+
+    num_pages: int  # cached
+    num_pinned_pages: int  # of those, the ones that live handles keep
+    num_nodes: int  # runs of pages that the tree keeps as one
+    num_salts: int  # salts that have pages
+    num_handles: int  # live, and of something
+    num_matches: int  # calls of match
+    num_hits: int  # of those, the ones that found something
+    num_tokens_asked: int  # tokens that were looked for
+    num_tokens_found: int
+    num_pages_stored: int
+    num_pages_evicted: int  # by evict, evict_expired, the pool's need and clear
+    num_events_lost: int  # for want of event_capacity
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceStateInfo:
+    """What a saved state says of itself."""
+
+    length: int  # the next absolute position
+    num_kv_tokens: int  # token slots held
+    num_layers: int
+    num_heads: int  # KV heads
+    head_dim: int  # elements of a key
+    head_dim_v: int  # elements of a value
+    dtype: str
+    num_bytes: int  # of the whole state
 
 
 class SequenceMapping(MutableMapping[int, SequenceData]):

@@ -13,6 +13,7 @@
 #include "seqattn/cache_descriptor.h"
 #include "seqattn/packed_data.h"
 #include "seqattn/paged_kv_cache_manager.h"
+#include "seqattn/prefix_cache.h"
 
 // The library's classes with what Python adds: the framework of the arrays that come back, and the
 // objects that must live as long. Members are destroyed last to first: owners come before what
@@ -62,6 +63,23 @@ struct Descriptor {
   }
 };
 
+struct Cache {
+  nb::object owner;                        // the Manager or the Pool
+  nb::object clock;                        // not set without one
+  CallableReclaimer* reclaimer = nullptr;  // of the pool
+  std::unique_ptr<PrefixCache> cache;
+  // For every call but those of the garbage collector.
+  PrefixCache& prefixes() const {
+    reclaimer->require_idle();
+    return *cache;
+  }
+};
+
+struct Handle {
+  nb::object owner;  // the Cache
+  PrefixHandle handle;
+};
+
 struct Attention {
   nb::object owner;  // the Manager
   Framework framework = Framework::kNumpy;
@@ -81,7 +99,9 @@ void bind_pool(nb::module_& m);
 void bind_manager(nb::module_& m);
 void bind_packed_data(nb::module_& m);
 void bind_descriptor(nb::module_& m);
+void bind_prefix_cache(nb::module_& m);
 void bind_attention(nb::module_& m);
+void bind_sequence_state(nb::module_& m);
 
 // Throws TypeError for what is none.
 const PackedData& to_packed_data(nb::handle flashinfer_data);

@@ -7,7 +7,7 @@
 #include "classes.h"
 
 // What Python's garbage collector is told: a reclaimer may hold, over any number of objects, the
-// very pool that holds it.
+// very pool that holds it, and a clock the prefix cache.
 namespace seqattn::python {
 
 struct Visit {
@@ -27,6 +27,10 @@ inline int visit_held(const Manager& self, const Visit& visit) {
   return visit({self.reclaimer->callable, self.dtype, self.device, self.keys, self.values});
 }
 inline int visit_held(const Descriptor& self, const Visit& visit) { return visit({self.owner}); }
+inline int visit_held(const Cache& self, const Visit& visit) {
+  return visit({self.owner, self.clock});
+}
+inline int visit_held(const Handle& self, const Visit& visit) { return visit({self.owner}); }
 inline int visit_held(const Attention& self, const Visit& visit) { return visit({self.owner}); }
 
 template <class T>
@@ -35,13 +39,16 @@ int traverse(PyObject* self, visitproc visit, void* arg) {
   return nb::inst_ready(self) ? visit_held(*nb::inst_ptr<T>(self), {visit, arg}) : 0;
 }
 
+template <class T>
+void drop_callable(T& self) {
+  reclaimer_of(self).set(nb::none(), self.page_pool());
+}
+inline void drop_callable(Cache& self) { self.clock.reset(); }
+
 // Cuts every cycle there can be: the others hold what they need to the end.
 template <class T>
 int clear(PyObject* self) {
-  if (nb::inst_ready(self)) {
-    T& object = *nb::inst_ptr<T>(self);
-    reclaimer_of(object).set(nb::none(), object.page_pool());
-  }
+  if (nb::inst_ready(self)) drop_callable(*nb::inst_ptr<T>(self));
   return 0;
 }
 

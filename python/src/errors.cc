@@ -27,12 +27,18 @@ void translate(const std::exception_ptr& exception, void*) {
   } catch (const NoPageError& e) {
     raise("NoPageError", "sLL", e.what(), static_cast<long long>(e.needed()),
           static_cast<long long>(e.available()));
+  } catch (const PinnedError& e) {
+    raise("PinnedError", "sL", e.what(), static_cast<long long>(e.num_handles()));
   } catch (const InvalidArgumentError& e) {
     raise("InvalidArgumentError", "(s)", e.what());
   } catch (const UnknownSequenceError& e) {
     raise("UnknownSequenceError", "sL", e.what(), static_cast<long long>(e.seq_id()));
   } catch (const UnsupportedError& e) {
     raise("UnsupportedError", "(s)", e.what());
+  } catch (const SequenceStateError& e) {
+    raise("SequenceStateError", "(s)", e.what());
+  } catch (const FileError& e) {
+    raise("FileError", "si", e.what(), e.code());
   } catch (const BackendError& e) {
     raise("BackendError", "(s)", e.what());
   } catch (const Error& e) {

@@ -73,6 +73,18 @@ nb::tuple read_kv(const Manager& self, const Ints& page_indices, const Int& firs
   return nb::make_tuple(keys.object, values.object);
 }
 
+void write_kv(const Manager& self, const Ints& page_indices, const Int& first_token,
+              const Array& keys, const Array& values, const Int& layer_index) {
+  const auto pages = to_ints<PageId>(page_indices, "page_indices");
+  const std::int64_t first = to_int64(first_token, "first");
+  const Accepts accepts = with_float32(self.manager->config().dtype);
+  const Import k = import_array(keys, "keys", self.framework, accepts);
+  const Import v = import_array(values, "values", self.framework, accepts);
+  const int layer = to_int(layer_index, "layer");
+  const std::int64_t count = k.view.rank == 0 ? 0 : k.view.shape[0];
+  self.manager->write_kv(pages, first, count, k.view, v.view, layer, self.stream());
+}
+
 void bind_attributes(nb::class_<Manager>& cls) {
   const auto config = [](const Manager& self) -> const KVCacheConfig& {
     return self.manager->config();
@@ -113,6 +125,50 @@ void bind_attributes(nb::class_<Manager>& cls) {
       .def_prop_ro(
           "bytes_per_page", [](const Manager& self) { return self.manager->bytes_per_page(); },
           "Bytes of keys and values that one page takes, over all layers.");
+}
+
+// What goes in and out of the storage.
+void bind_tokens(nb::class_<Manager>& cls) {
+  cls.def("append_kv", &append_kv, "keys"_a.none(), "values"_a.none(), "flashinfer_data"_a.none(),
+          "append_indptr_cpu"_a.none(), "layer"_a.none() = 0,
+          nb::sig("def append_kv(self, keys: typing.Any, values: typing.Any, flashinfer_data: "
+                  "FlashInferPackedData, append_indptr_cpu: collections.abc.Iterable[int], layer: "
+                  "typing.SupportsIndex = 0) -> None"),
+          "Writes the last n_i = append_indptr_cpu[i + 1] - append_indptr_cpu[i] tokens of every "
+          "row of flashinfer_data, which already counts them.\n\n"
+          "keys [total_new_tokens, num_heads, head_dim] and values [.., head_dim_v], in the "
+          "cache's dtype or float32. Raises InvalidArgumentError, having written nothing, for "
+          "tensors of another shape, dtype or device, more tokens than a row has, pages that are "
+          "free, shared or not of this pool. Leaves the GIL.")
+      .def("read_kv", &read_kv, "page_indices"_a.none(), "first"_a.none(), "count"_a.none(),
+           "layer"_a.none() = 0,
+           nb::sig("def read_kv(self, page_indices: collections.abc.Iterable[int], first: "
+                   "typing.SupportsIndex, count: typing.SupportsIndex, layer: typing.SupportsIndex "
+                   "= 0) -> tuple[typing.Any, typing.Any]"),
+           "New arrays with tokens [first, first + count) of the sequence with these pages: keys "
+           "[count, num_heads, head_dim] and values [count, num_heads, head_dim_v].")
+      .def(
+          "write_kv", &write_kv, "page_indices"_a.none(), "first"_a.none(), "keys"_a.none(),
+          "values"_a.none(), "layer"_a.none() = 0,
+          nb::sig("def write_kv(self, page_indices: collections.abc.Iterable[int], first: "
+                  "typing.SupportsIndex, keys: typing.Any, values: typing.Any, layer: "
+                  "typing.SupportsIndex = 0) -> None"),
+          "Writes tokens from `first` on of the sequence with these pages: keys [count, num_heads, "
+          "head_dim] and values [count, num_heads, head_dim_v], in the cache's dtype or "
+          "float32.\n\n"
+          "Raises InvalidArgumentError, having written nothing, for a range beyond the pages, a "
+          "page to be written that is free, shared or listed twice, or tensors that do not fit.")
+      .def(
+          "copy_pages",
+          [](const Manager& self, const Any& copies) {
+            self.manager->copy_pages(to_page_copies(copies), self.stream());
+          },
+          "copies"_a.none(),
+          nb::sig("def copy_pages(self, copies: "
+                  "collections.abc.Iterable[tuple[typing.SupportsIndex, typing.SupportsIndex]]) -> "
+                  "None"),
+          "Copies pages (source, target) in every layer, in order.\n\n"
+          "Raises InvalidArgumentError for an unknown or free page.");
 }
 
 }  // namespace
@@ -159,36 +215,8 @@ void bind_manager(nb::module_& m) {
          [](const Manager& self) { return nb::make_tuple(key_cache(self), value_cache(self)); },
          nb::sig("def get_memory_tensors(self) -> tuple[typing.Any, typing.Any]"),
          "(key_cache, value_cache).")
-      .def("append_kv", &append_kv, "keys"_a.none(), "values"_a.none(), "flashinfer_data"_a.none(),
-           "append_indptr_cpu"_a.none(), "layer"_a.none() = 0,
-           nb::sig("def append_kv(self, keys: typing.Any, values: typing.Any, flashinfer_data: "
-                   "FlashInferPackedData, append_indptr_cpu: collections.abc.Iterable[int], layer: "
-                   "typing.SupportsIndex = 0) -> None"),
-           "Writes the last n_i = append_indptr_cpu[i + 1] - append_indptr_cpu[i] tokens of every "
-           "row of flashinfer_data, which already counts them.\n\n"
-           "keys [total_new_tokens, num_heads, head_dim] and values [.., head_dim_v], in the "
-           "cache's dtype or float32. Raises InvalidArgumentError, having written nothing, for "
-           "tensors of another shape, dtype or device, more tokens than a row has, pages that are "
-           "free, shared or not of this pool. Leaves the GIL.")
-      .def("read_kv", &read_kv, "page_indices"_a.none(), "first"_a.none(), "count"_a.none(),
-           "layer"_a.none() = 0,
-           nb::sig("def read_kv(self, page_indices: collections.abc.Iterable[int], first: "
-                   "typing.SupportsIndex, count: typing.SupportsIndex, layer: typing.SupportsIndex "
-                   "= 0) -> tuple[typing.Any, typing.Any]"),
-           "New arrays with tokens [first, first + count) of the sequence with these pages: keys "
-           "[count, num_heads, head_dim] and values [count, num_heads, head_dim_v].")
-      .def(
-          "copy_pages",
-          [](const Manager& self, const Any& copies) {
-            self.manager->copy_pages(to_page_copies(copies), self.stream());
-          },
-          "copies"_a.none(),
-          nb::sig("def copy_pages(self, copies: "
-                  "collections.abc.Iterable[tuple[typing.SupportsIndex, typing.SupportsIndex]]) -> "
-                  "None"),
-          "Copies pages (source, target) in every layer, in order.\n\n"
-          "Raises InvalidArgumentError for an unknown or free page.")
       .def("__repr__", [](const Manager& self) { return self.manager->to_string(); });
+  bind_tokens(cls);
 }
 
 }  // namespace seqattn::python

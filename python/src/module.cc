@@ -46,6 +46,8 @@ NB_MODULE(_core, m) {
   bind_manager(m);
   bind_packed_data(m);
   bind_descriptor(m);
+  bind_prefix_cache(m);
   bind_attention(m);
+  bind_sequence_state(m);
   bind_head_id_generator(m);
 }

@@ -8,7 +8,7 @@ namespace seqattn::python {
 
 void CallableReclaimer::set(nb::handle new_callable, PagePool& pool) {
   if (new_callable.is_none()) {
-    pool.set_reclaimer(nullptr);
+    if (pool.reclaimer() == this) pool.set_reclaimer(nullptr);
     callable.reset();
     return;
   }
@@ -16,6 +16,10 @@ void CallableReclaimer::set(nb::handle new_callable, PagePool& pool) {
     throw_type_error(concat("reclaimer: got ", class_name(new_callable),
                             "; expected a callable that takes a number of pages, or None"));
   }
+  require(
+      pool.reclaimer() == nullptr || pool.reclaimer() == this,
+      "reclaimer: got one for a pool that has a PrefixCache; expected a pool without, since the "
+      "cache is that pool's reclaimer");
   callable = nb::borrow(new_callable);
   pool.set_reclaimer(this);
 }
@@ -23,13 +27,8 @@ void CallableReclaimer::set(nb::handle new_callable, PagePool& pool) {
 bool CallableReclaimer::reclaim(std::int64_t num_pages) {
   const nb::gil_scoped_acquire gil;
   require_idle();
-  const nb::object call = callable;  // it may remove itself
-  running_ = true;
-  struct Stop {
-    bool& running;
-    ~Stop() { running = false; }
-  } const stop{running_};
-  const int answer = PyObject_IsTrue(nb::object(call(num_pages)).ptr());
+  const nb::object held = callable;  // it may remove itself
+  const int answer = PyObject_IsTrue(call(held, num_pages).ptr());
   if (answer < 0) nb::raise_python_error();
   return answer == 1;
 }

@@ -85,6 +85,9 @@ class Backend {
   virtual void merge_states(const TensorView& out_a, const TensorView& lse_a,
                             const TensorView& out_b, const TensorView& lse_b, const TensorView& out,
                             const TensorView& lse, Stream stream) = 0;
+  // Copies bytes between host memory and the device's, in either direction, behind the stream's
+  // work; done when it returns.
+  virtual void copy_bytes(void* to, const void* from, std::int64_t bytes, Stream stream) = 0;
   virtual void synchronize(Stream stream) = 0;
 };
 

@@ -9,8 +9,11 @@ Error::~Error() = default;
 InvalidArgumentError::~InvalidArgumentError() = default;
 UnknownSequenceError::~UnknownSequenceError() = default;
 NoPageError::~NoPageError() = default;
+PinnedError::~PinnedError() = default;
 OutOfMemoryError::~OutOfMemoryError() = default;
 UnsupportedError::~UnsupportedError() = default;
+SequenceStateError::~SequenceStateError() = default;
+FileError::~FileError() = default;
 BackendError::~BackendError() = default;
 
 UnknownSequenceError::UnknownSequenceError(std::int64_t seq_id)
@@ -23,5 +26,10 @@ NoPageError::NoPageError(std::int64_t needed, std::int64_t available)
                    "value")),
       needed_(needed),
       available_(available) {}
+
+PinnedError::PinnedError(std::int64_t num_handles)
+    : Error(concat("PrefixCache: got clear while ", num_handles,
+                   " handles live; expected none: release them first")),
+      num_handles_(num_handles) {}
 
 }  // namespace seqattn

@@ -206,15 +206,20 @@ void PagedKVCacheManager::check_new_tokens(const TensorView& keys, const TensorV
   check_apart_from_cache({"values", values}, planes_);
 }
 
+void PagedKVCacheManager::check_range(const char* call, PageIds pages, std::int64_t first,
+                                      std::int64_t count) const {
+  const std::int64_t held = static_cast<std::int64_t>(pages.size()) * config_.page_size;
+  require(first >= 0 && first <= held && count >= 0 && count <= held - first, call, ": got first ",
+          first, " and count ", count, "; expected a part of the ", held, " tokens of ",
+          pages.size(), " pages");
+  for (const PageId page : pages) pool_.ref_count(page);
+}
+
 void PagedKVCacheManager::read_kv(PageIds pages, std::int64_t first, std::int64_t count,
                                   const TensorView& keys, const TensorView& values, int layer,
                                   Stream stream) const {
   const auto planes = layer_planes(layer);
-  const std::int64_t held = static_cast<std::int64_t>(pages.size()) * config_.page_size;
-  require(first >= 0 && first <= held && count >= 0 && count <= held - first, "read_kv: got first ",
-          first, " and count ", count, "; expected a part of the ", held, " tokens of ",
-          pages.size(), " pages");
-  for (const PageId page : pages) pool_.ref_count(page);
+  check_range("read_kv", pages, first, count);
   check_tokens("keys", keys, count, planes[0], config_.device, /*output=*/true);
   check_tokens("values", values, count, planes[1], config_.device, /*output=*/true);
   check_apart({"keys", keys}, std::array{NamedTensor{"values", values}});
@@ -224,6 +229,19 @@ void PagedKVCacheManager::read_kv(PageIds pages, std::int64_t first, std::int64_
   if (count > 0) {
     backend_.read_tokens(planes, std::array{keys, values}, std::span(&range, 1), stream);
   }
+}
+
+void PagedKVCacheManager::write_kv(PageIds pages, std::int64_t first, std::int64_t count,
+                                   const TensorView& keys, const TensorView& values, int layer,
+                                   Stream stream) {
+  check_range("write_kv", pages, first, count);
+  check_new_tokens(keys, values, count, layer);
+  const AppendRow row{.page_begin = 0, .kv_len = first + count, .num_new = count};
+  const auto ranges = plan_append(
+      pool_,
+      {.page_indices = {pages.data(), pages.size()}, .rows = std::span(&row, 1), .foreign = false});
+  if (ranges.empty()) return;
+  backend_.write_tokens(layer_planes(layer), std::array{keys, values}, ranges, stream);
 }
 
 void PagedKVCacheManager::copy_pages(std::span<const PageCopy> copies, Stream stream) {

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cstring>
 #include <new>
 
 #include "cpu_attention.h"
@@ -55,6 +56,10 @@ class CpuBackend final : public Backend {
                     const TensorView& lse_b, const TensorView& out, const TensorView& lse,
                     Stream) override {
     merge_states_cpu(out_a, lse_a, out_b, lse_b, out, lse);
+  }
+
+  void copy_bytes(void* to, const void* from, std::int64_t bytes, Stream) override {
+    std::memcpy(to, from, static_cast<std::size_t>(bytes));
   }
 
   void synchronize(Stream) override {}  // every call is complete when it returns

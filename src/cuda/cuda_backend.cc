@@ -62,6 +62,13 @@ class CudaBackend final : public Backend {
     const DeviceGuard guard(device_);
     launch_merge_states(out_a, lse_a, out_b, lse_b, out, lse, stream_of(stream));
   }
+  void copy_bytes(void* to, const void* from, std::int64_t bytes, Stream stream) override {
+    const DeviceGuard guard(device_);
+    // Unified addressing: the pointers say which side is the host.
+    SEQATTN_CUDA_CHECK(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDefault,
+                                       stream_of(stream)));
+    SEQATTN_CUDA_CHECK(cudaStreamSynchronize(stream_of(stream)));
+  }
   void synchronize(Stream stream) override {
     const DeviceGuard guard(device_);
     SEQATTN_CUDA_CHECK(cudaStreamSynchronize(stream_of(stream)));

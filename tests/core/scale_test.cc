@@ -8,6 +8,7 @@
 #include "seqattn/cache_descriptor.h"
 #include "seqattn/error.h"
 #include "seqattn/page_pool.h"
+#include "seqattn/prefix_cache.h"
 
 // 10 million pages and 100,000 live sequences are ordinary. The bounds on time are far above what
 // any machine takes, with sanitizers too, and far below what anything quadratic would take.
@@ -88,6 +89,34 @@ TEST_F(Scale, PagesGoBackAndForth) {
   }
   pool_.check_invariants();
   EXPECT_EQ(pool_.available_pages_count(), kNumPages);
+}
+
+// A million cached pages, 100,000 prompts that have nothing in common: found, and given up for
+// sequences a few pages at a time, while 10,000 prompts are in use.
+TEST_F(Scale, APrefixCacheFillsIsSearchedAndGivesUp) {
+  constexpr std::int64_t kCachedPages = 1'000'000, kNumPrompts = 100'000, kNumInUse = 10'000;
+  constexpr std::int64_t kPromptPages = kCachedPages / kNumPrompts;
+  PagePool pool(kCachedPages, kPageSize);
+  CacheDescriptor sequences(pool);
+  PrefixCache cache(pool);
+  std::vector<TokenId> prompt(kPromptPages * kPageSize);
+  const auto make_prompt = [&](std::int64_t i) { prompt.assign(prompt.size(), TokenId(i)); };
+  for (std::int64_t i = 0; i < kNumPrompts; ++i) {
+    make_prompt(i);
+    sequences.allocate({i}, {kPromptPages * kPageSize});
+    EXPECT_EQ(cache.insert(sequences, i, prompt), kPromptPages);
+    if (i >= kNumInUse) sequences.release({i});
+  }
+  EXPECT_EQ(pool.available_pages_count(), 0);
+  cache.check_invariants();
+  for (std::int64_t i = 0; i < kNumPrompts; ++i) {
+    make_prompt(i);
+    ASSERT_EQ(cache.match(prompt).num_tokens(), kPromptPages * kPageSize - 1);
+  }
+  for (SeqId id = -1; id >= -100'000; --id) sequences.allocate({id}, {2 * kPageSize});
+  EXPECT_EQ(cache.stats().num_pages_evicted, 200'000);
+  EXPECT_FALSE(cache.reclaim(kCachedPages - 200'000));
+  cache.check_invariants();
 }
 
 }  // namespace

@@ -227,6 +227,20 @@ def test_what_does_not_fit_is_refused(rng):
             call()
 
 
+def test_a_saved_sequence_moves_between_devices(rng):
+    layer = Layer(rng, layout="HND")
+    layer.step({1: 300})
+    state = seqattn.save_sequence(layer.descriptor, 1)
+    on_cpu = CacheDescriptor(PagedKVCacheManager(40, 8, 2, 64, torch.float16, "cpu"))
+    seqattn.restore_sequence(on_cpu, 7, state)
+    assert seqattn.save_sequence(on_cpu, 7) == state
+    seqattn.restore_sequence(layer.descriptor, 2, state)
+    assert seqattn.save_sequence(layer.descriptor, 2) == state
+    layer.held[2] = layer.held[1]
+    layer.step({1: 1, 2: 1})  # both go on
+    layer.check_cache()
+
+
 def test_plan_and_append_leave_the_gil(rng):
     manager = PagedKVCacheManager(20_000, 1, 1, 64, torch.float16, DEVICE)
     descriptor = CacheDescriptor(manager)

@@ -1,0 +1,80 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "event_ring.h"
+#include "eviction_order.h"
+#include "prefix_tree.h"
+#include "seqattn/prefix_cache.h"
+
+namespace seqattn {
+
+// What a prefix cache is made of, and the steps that its calls share.
+struct PrefixCache::State {
+  State(PagePool& page_pool, PrefixCacheOptions&& given);
+
+  TimePoint now() const {
+    return options.clock ? options.clock() : std::chrono::steady_clock::now();
+  }
+  std::int64_t page_size() const noexcept { return pool.page_size(); }
+
+  // The node that ends where the place does, cut at the end of its page where need be; null for a
+  // place without tokens. All or nothing.
+  PrefixNode* end_of(const PrefixTree::Place& place);
+
+  // Adds pages behind the place, as a node that no use has been counted for: `first` is the number
+  // of the first of them in the sequence, for messages. All or nothing.
+  PrefixNode& add(const PrefixTree::Place& place, std::string_view salt, TokenSpan tokens,
+                  PageIds pages, std::int64_t first);
+
+  // For the node and all in front of it: they were used now; one more handle ends here, or one
+  // less.
+  void use(PrefixNode& end, TimePoint now) noexcept;
+  void pin(PrefixNode& end) noexcept;
+  void unpin(PrefixNode& end) noexcept;
+
+  // Marks pages as the cache's, all or nothing. Throws InvalidArgumentError for one that is so
+  // already.
+  void claim(PageIds pages, std::int64_t first);
+  void disclaim(PageIds pages) noexcept;
+
+  PagePool& pool;
+  PrefixCacheOptions options;
+  PrefixTree tree;
+  EvictionOrder order;
+  EventRing events;
+  std::vector<bool> is_cached;  // by page
+  PrefixCacheStats stats;       // all but what the tree and the ring count
+  std::uint64_t num_uses = 0;
+};
+
+// Finds pages to evict and evicts them, in two halves: `prepare` plans and touches no page, then
+// `commit` cannot fail. Without it the destructor leaves all as it was.
+class PrefixCache::Eviction {
+ public:
+  explicit Eviction(State& state) : state_(state), now_(state.now()) {}
+  ~Eviction() { rollback(); }
+  Eviction(const Eviction&) = delete;
+  Eviction& operator=(const Eviction&) = delete;
+
+  // Plans up to that many pages; returns how many.
+  std::int64_t prepare(std::int64_t num_pages, bool only_expired);
+  void commit() noexcept;
+
+ private:
+  struct Victim {
+    PrefixNode* node;
+    std::int64_t num_pages;  // its last ones
+    bool goes_whole() const { return num_pages == node->num_pages(); }
+  };
+  std::int64_t num_free_after(const PrefixNode& node, std::int64_t most) const;
+  void rollback() noexcept;
+
+  State& state_;
+  TimePoint now_;
+  std::vector<Victim> victims_;      // children before parents
+  std::vector<PrefixNode*> in_use_;  // met, but a sequence holds their last page
+};
+
+}  // namespace seqattn

@@ -1,0 +1,183 @@
+#include <algorithm>
+#include <array>
+#include <vector>
+
+#include "atomic_file.h"
+#include "grow_transaction.h"
+#include "message.h"
+#include "seqattn/half.h"
+#include "seqattn/paged_kv_cache_manager.h"
+#include "seqattn/sequence_state.h"
+#include "sequence_state_records.h"
+#include "token_buffer.h"
+
+namespace seqattn {
+namespace {
+
+// Reads a state's records one by one, each checked before anybody sees it.
+class StateReader {
+ public:
+  explicit StateReader(ByteSource& source) : source_(source), name_(source.name()) {
+    StateHeader header;
+    const std::size_t count = read_some(header);
+    info_ = decode_state_header(std::span(header).first(count), name_);
+    seed_ = header_checksum(header);
+  }
+
+  const SequenceStateInfo& info() const noexcept { return info_; }
+  const std::string& name() const noexcept { return name_; }
+
+  // `record` is its payload and behind it room for the checksum.
+  void read_record(std::span<std::byte> record) {
+    if (read_some(record) != record.size()) {
+      throw SequenceStateError(concat(name_, ": truncated: ends after ", num_read_,
+                                      " bytes; expected ", info_.num_bytes));
+    }
+    const auto payload = record.first(record.size() - kChecksumBytes);
+    const std::uint64_t checksum = load_checksum(&record[payload.size()]);
+    if (checksum != state_checksum(payload, seed_)) {
+      throw SequenceStateError(concat(name_, ": corrupted: bytes ", num_read_ - record.size(),
+                                      " to ", num_read_, " do not have their checksum"));
+    }
+    seed_ = checksum;
+  }
+
+  void expect_end() {
+    std::byte one{};
+    if (read_some({&one, 1}) == 0) return;
+    throw SequenceStateError(
+        concat(name_, ": goes on behind its ", info_.num_bytes, " bytes; expected to end there"));
+  }
+
+ private:
+  std::size_t read_some(std::span<std::byte> bytes) {
+    const std::size_t count = source_.read(bytes);
+    num_read_ += count;
+    return count;
+  }
+
+  ByteSource& source_;
+  std::string name_;
+  std::size_t num_read_ = 0;
+  SequenceStateInfo info_;
+  std::uint64_t seed_ = 0;
+};
+
+void check_shape(const SequenceStateInfo& info, const KVCacheConfig& config,
+                 const std::string& name) {
+  const auto equal = [&](const char* what, int got, int expected) {
+    require(got == expected, name, ": got a sequence of ", what, " ", got, "; expected ", expected,
+            ", that of the cache");
+  };
+  equal("num_layers", info.num_layers, config.num_layers);
+  equal("num_heads", info.num_heads, config.num_heads);
+  equal("head_dim", info.head_dim, config.head_dim);
+  equal("head_dim_v", info.head_dim_v, config.head_dim_v);
+}
+
+// Elements of a 16-bit type to float32.
+void widen(DType dtype, std::span<const std::byte> from, float* to) {
+  const auto* const bits = reinterpret_cast<const std::uint16_t*>(from.data());
+  const std::size_t count = from.size() / sizeof *bits;
+  if (dtype == DType::kFloat16) {
+    std::transform(bits, bits + count, to, from_float16);
+  } else {
+    std::transform(bits, bits + count, to, from_bfloat16);
+  }
+}
+
+// Brings the records into the pages. What the cache does not take as it is goes through float32.
+void read_tokens(StateReader& reader, PagedKVCacheManager& manager, std::span<const PageId> pages,
+                 Stream stream) {
+  const SequenceStateInfo& info = reader.info();
+  const KVCacheConfig& config = manager.config();
+  const bool widens = info.dtype != config.dtype && info.dtype != DType::kFloat32;
+  const StateRecords records(info);
+  const std::int64_t most = std::min(records.most_tokens, info.num_kv_tokens);
+  TokenBuffer buffer(config, widens ? DType::kFloat32 : info.dtype, most, kChecksumBytes);
+  const std::int64_t token_bytes = records.key_bytes + records.value_bytes;
+  std::vector<std::byte> narrow(
+      widens ? static_cast<std::size_t>(most * token_bytes) + kChecksumBytes : 0);
+  for_each_record(info, [&](int layer, std::int64_t first, std::int64_t count) {
+    const std::span record(widens ? narrow.data() : buffer.host(),
+                           static_cast<std::size_t>(count * token_bytes) + kChecksumBytes);
+    reader.read_record(record);
+    if (widens) {
+      widen(info.dtype, record.first(record.size() - kChecksumBytes),
+            reinterpret_cast<float*>(buffer.host()));
+    }
+    buffer.to_device(count, stream);
+    const PageSlice slice = slice_of(pages, config.page_size, first, count);
+    manager.write_kv(slice.pages, slice.first, count, buffer.keys(count), buffer.values(count),
+                     layer, stream);
+  });
+}
+
+SequenceStateInfo restore(CacheDescriptor& descriptor, SeqId seq_id, ByteSource& source,
+                          bool has_to_end, Stream stream) {
+  PagedKVCacheManager& manager = manager_of(descriptor, "restore_sequence");
+  require(!descriptor.contains(seq_id), "sequence ", seq_id,
+          " exists; expected a new id: release it first");
+  StateReader reader(source);
+  check_shape(reader.info(), manager.config(), reader.name());
+  // The pages grow a sequence of a descriptor that nobody sees, and are written between the two
+  // halves of that growth: whatever throws, it is taken back. `descriptor` then shares them.
+  CacheDescriptor staging(manager);
+  const std::array ids{SeqId{0}};
+  const std::array lengths{reader.info().num_kv_tokens};
+  auto growth = GrowTransaction::by_lengths(staging, ids, lengths);
+  if (!growth.prepare(stream)) throw NoPageError(growth.needed(), growth.available());
+  read_tokens(reader, manager, staging.pages(0), stream);
+  if (has_to_end) reader.expect_end();
+  descriptor.attach(seq_id, staging.pages(0), reader.info().num_kv_tokens);
+  growth.commit();
+  return reader.info();
+}
+
+class MemorySource final : public ByteSource {
+ public:
+  explicit MemorySource(std::span<const std::byte> bytes) : rest_(bytes) {}
+  std::size_t read(std::span<std::byte> bytes) override {
+    const std::size_t count = std::min(bytes.size(), rest_.size());
+    std::copy_n(rest_.begin(), count, bytes.begin());
+    rest_ = rest_.subspan(count);
+    return count;
+  }
+
+ private:
+  std::span<const std::byte> rest_;
+};
+
+}  // namespace
+
+ByteSource::~ByteSource() = default;  // out of line, so that it has one vtable
+std::string ByteSource::name() const { return "sequence state"; }
+
+SequenceStateInfo restore_sequence(CacheDescriptor& descriptor, SeqId seq_id, ByteSource& source,
+                                   Stream stream) {
+  return restore(descriptor, seq_id, source, /*has_to_end=*/false, stream);
+}
+
+SequenceStateInfo restore_sequence(CacheDescriptor& descriptor, SeqId seq_id,
+                                   std::span<const std::byte> state, Stream stream) {
+  MemorySource source(state);
+  return restore(descriptor, seq_id, source, /*has_to_end=*/true, stream);
+}
+
+SequenceStateInfo restore_sequence(CacheDescriptor& descriptor, SeqId seq_id,
+                                   const std::filesystem::path& path, Stream stream) {
+  FileSource source(path);
+  return restore(descriptor, seq_id, source, /*has_to_end=*/true, stream);
+}
+
+SequenceStateInfo sequence_state_info(std::span<const std::byte> state) {
+  MemorySource source(state);
+  return StateReader(source).info();
+}
+
+SequenceStateInfo sequence_state_info(const std::filesystem::path& path) {
+  FileSource source(path);
+  return StateReader(source).info();
+}
+
+}  // namespace seqattn

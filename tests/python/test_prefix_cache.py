@@ -1,0 +1,278 @@
+"""A prefix cache in Python: what is found, shared, evicted and told, and what is refused."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from support import attention_reference, make_manager, run_python, snapshot, tolerance
+
+import seqattn
+from seqattn import (
+    CacheDescriptor,
+    Error,
+    InvalidArgumentError,
+    NoPageError,
+    PagePool,
+    PinnedError,
+    PrefixCache,
+    UnknownSequenceError,
+)
+
+
+def make(num_pages=8, page_size=4, **options):
+    pool = PagePool(num_pages, page_size)
+    return pool, CacheDescriptor(pool), PrefixCache(pool, **options)
+
+
+def store(descriptor, cache, tokens, salt="", **options):
+    """Has the cache alone hold these tokens' pages."""
+    descriptor.allocate([1000], [len(tokens)])
+    pages = descriptor.pages(1000)
+    cache.insert(descriptor, 1000, tokens, salt, **options)
+    descriptor.release([1000])
+    return pages
+
+
+def cached(cache, tokens, salt=""):
+    with cache.pin(tokens, salt) as handle:
+        return handle.num_tokens
+
+
+def test_a_sequence_starts_over_what_another_one_left():
+    pool, descriptor, cache = make()
+    pages = store(descriptor, cache, range(8))
+    with cache.match([*range(6), 50, 51]) as handle:
+        assert handle and handle.num_tokens == 6 and handle.pages == pages
+        assert repr(handle) == "PrefixHandle(num_tokens=6, num_pages=2)"
+        cache.attach(descriptor, 1, handle)
+    assert not handle and handle.num_tokens == 0 and handle.pages == []
+    assert descriptor.allocate([1], [2]) == [(pages[1], descriptor.pages(1)[1])]
+    assert cache.insert(descriptor, 1, [*range(6), 50, 51]) == 1
+    assert cache.match(range(8)).num_tokens == 7
+    assert cache.stats().num_tokens_found == 13
+    assert repr(cache) == "PrefixCache(num_pages=3, num_nodes=3, num_pinned_pages=0)"
+    cache.check_invariants()
+    descriptor.check_invariants()
+
+
+@pytest.mark.parametrize(
+    "as_tokens", [list, tuple, np.array, lambda t: np.array(t, np.int32), torch.tensor, lambda t: (x for x in t)]
+)
+def test_tokens_are_any_integers_in_order(as_tokens):
+    _, descriptor, cache = make()
+    descriptor.allocate([1], [8])
+    assert cache.insert(descriptor, 1, as_tokens([*range(8)])) == 2
+    assert cache.match(as_tokens([*range(9)])).num_tokens == 8
+
+
+def test_salts_never_meet():
+    _, descriptor, cache = make()
+    store(descriptor, cache, range(8), "tenant")
+    assert not cache.match(range(9)) and not cache.match(range(9), b"tenant\0")
+    assert cache.match(range(9), "tenant").num_tokens == 8
+    assert cache.match(range(9), b"tenant").num_tokens == 8
+    store(descriptor, cache, range(8), b"\xff\0")
+    assert cache.match(range(9), b"\xff\0").num_tokens == 8
+
+
+def test_the_pool_takes_what_it_needs_but_not_what_is_pinned():
+    pool, descriptor, cache = make()
+    store(descriptor, cache, range(8))
+    store(descriptor, cache, range(20, 28))
+    first, second = cache.match(range(9)), cache.match([*range(7), 99, 98])
+    before = snapshot(descriptor)
+    with pytest.raises(NoPageError):
+        descriptor.allocate([3], [28])
+    assert snapshot(descriptor) == before
+    assert descriptor.try_allocate([3], [24])
+    assert cached(cache, range(20, 28)) == 0
+    cache.attach(descriptor, 1, first)
+    cache.attach(descriptor, 2, second)
+    with pytest.raises(PinnedError, match="2 handles") as error:
+        cache.clear()
+    assert error.value.num_handles == 2
+    first.release()
+    second.release()
+    cache.clear()
+    assert cache.stats().num_pages == 0 and descriptor.length(2) == 7
+    cache.check_invariants()
+    descriptor.check_invariants()
+
+
+def test_eviction_goes_by_ttl_then_priority_then_use():
+    now = 100.0
+    _, descriptor, cache = make(clock=lambda: now)
+    a, b, c = range(4), range(20, 24), range(40, 44)
+    store(descriptor, cache, a)
+    store(descriptor, cache, b, priority=1)
+    store(descriptor, cache, c, priority=2, ttl=10)
+    assert cache.evict_expired() == 0
+    now = 110.0
+    assert cache.evict(1) == 1 and cached(cache, c) == 0
+    assert cache.evict(1) == 1 and cached(cache, a) == 0
+    store(descriptor, cache, a, priority=1)
+    cache.match([*b, 99])
+    assert cache.evict(1) == 1 and cached(cache, a) == 0
+    assert cache.evict(5) == 1
+
+
+def test_ttl_goes_by_a_clock_of_its_own():
+    _, descriptor, cache = make()
+    store(descriptor, cache, range(4), ttl=1e-9)
+    store(descriptor, cache, range(20, 24), ttl=1e300)
+    assert cache.evict_expired() == 1 and cached(cache, range(20, 24)) == 4
+
+
+def test_events_tell_what_is_there():
+    _, descriptor, cache = make(event_capacity=16)
+    store(descriptor, cache, range(8), "tenant")
+    cache.match(range(6), "tenant")
+    cache.evict(1)
+    cache.clear()
+    events = cache.drain_events()
+    assert [(e.kind, e.number, e.salt, e.block, e.parent) for e in events] == [
+        ("stored", 0, "tenant", 1, 0),
+        ("stored", 1, "tenant", 2, 1),
+        ("hit", 2, "tenant", 2, 0),
+        ("evicted", 3, "tenant", 2, 0),
+        ("cleared", 4, "", 0, 0),
+    ]
+    assert [e.tokens for e in events[:2]] == [[0, 1, 2, 3], [4, 5, 6, 7]] and events[2].num_tokens == 5
+    assert cache.drain_events() == [] and cache.stats().num_events_lost == 0
+
+
+def test_what_is_wrong_is_said_and_changes_nothing():
+    pool, descriptor, cache = make()
+    _, foreign, other = make()
+    descriptor.allocate([1], [8])
+    store(descriptor, cache, range(20, 24))
+    handle = cache.match(range(20, 25))
+    before = snapshot(descriptor), cache.stats()
+    for error, text, call in [
+        (UnknownSequenceError, "77", lambda: cache.insert(descriptor, 77, [])),
+        (InvalidArgumentError, "got 9 for sequence 1 of length 8", lambda: cache.insert(descriptor, 1, range(9))),
+        (InvalidArgumentError, "another pool", lambda: cache.insert(foreign, 1, [])),
+        (InvalidArgumentError, "ttl: got 0 ns", lambda: cache.insert(descriptor, 1, range(4), ttl=0)),
+        (InvalidArgumentError, "ttl: got NaN", lambda: cache.insert(descriptor, 1, range(4), ttl=float("nan"))),
+        (InvalidArgumentError, "tokens: got 2147483648", lambda: cache.match([2**31])),
+        (InvalidArgumentError, "another pool", lambda: cache.attach(foreign, 2, handle)),
+        (InvalidArgumentError, "another cache", lambda: other.attach(foreign, 2, handle)),
+        (InvalidArgumentError, "exists", lambda: cache.attach(descriptor, 1, handle)),
+        (InvalidArgumentError, "num_pages: got -1", lambda: cache.evict(-1)),
+        (InvalidArgumentError, "has a reclaimer", lambda: PrefixCache(pool)),
+        (InvalidArgumentError, "event_capacity: got -1", lambda: PrefixCache(PagePool(4), event_capacity=-1)),
+        (InvalidArgumentError, "has a PrefixCache", lambda: pool.set_reclaimer(print)),
+        (TypeError, "tokens: got str", lambda: cache.match("words")),
+        (TypeError, "salt: got int", lambda: cache.match([1], 5)),
+        (TypeError, "ttl: got str", lambda: cache.insert(descriptor, 1, range(4), ttl="soon")),
+        (TypeError, "handle: got list", lambda: cache.attach(descriptor, 2, [])),
+        (TypeError, "descriptor: got seqattn._core.PagePool", lambda: cache.attach(pool, 2, handle)),
+        (TypeError, "expected a PagedKVCacheManager or a PagePool", lambda: PrefixCache(descriptor)),
+        (TypeError, "clock: got float", lambda: PrefixCache(PagePool(4), clock=1.0)),
+    ]:
+        with pytest.raises(error, match=text):
+            call()
+        assert (snapshot(descriptor), cache.stats()) == before
+    pool.set_reclaimer(None)  # which was none of Python's
+    handle.release()
+    with pytest.raises(InvalidArgumentError, match="released"):
+        cache.attach(descriptor, 2, handle)
+    assert descriptor.try_allocate([2], [24])
+    assert cache.stats().num_pages == 0
+
+
+def test_a_clock_that_raises_or_calls_back_changes_nothing():
+    clock = [lambda: 0.0]
+    _, descriptor, cache = make(clock=lambda: clock[0]())
+    store(descriptor, cache, range(16))
+    descriptor.allocate([1], [16])
+    before = snapshot(descriptor), cache.stats()
+
+    def fail():
+        raise ZeroDivisionError("of mine")
+
+    for code, error in [
+        (fail, ZeroDivisionError),
+        (lambda: descriptor.release([1]), Error),
+        (lambda: cache.evict(1), Error),
+        (lambda: "late", TypeError),
+    ]:
+        clock[0] = code
+        for call in (lambda: descriptor.allocate([1], [4]), lambda: cache.match(range(9)), lambda: cache.evict(1)):
+            with pytest.raises(error):
+                call()
+            assert (snapshot(descriptor), cache.stats()) == before
+    clock[0] = lambda: 1.0
+    descriptor.allocate([1], [4])
+    cache.check_invariants()
+
+
+def test_the_cache_keeps_its_pool_and_goes_before_it():
+    pool, descriptor, cache = make()
+    store(descriptor, cache, range(8))
+    handle = cache.match(range(9))
+    assert cache.cache_manager is pool
+    gone = weakref.ref(cache) if hasattr(cache, "__weakref__") else None
+    del cache
+    gc.collect()
+    assert pool.available_pages_count == 6 and handle.num_tokens == 8  # the handle keeps the cache
+    del handle
+    gc.collect()
+    assert pool.available_pages_count == 8 and (gone is None or gone() is None)
+    PrefixCache(pool)  # the pool has no reclaimer any more
+
+
+def test_a_cycle_through_the_clock_is_collected():
+    class Engine:
+        def __init__(self):
+            self.pool, self.descriptor, self.cache = make(clock=self.now)
+            store(self.descriptor, self.cache, range(8))
+            self.handle = self.cache.match(range(9))
+
+        def now(self):
+            return 0.0
+
+    engine = Engine()
+    gone = weakref.ref(engine)
+    del engine
+    gc.collect()
+    assert gone() is None
+
+
+def test_the_interpreter_ends_with_everything_alive():
+    code = (
+        "import seqattn; pool = seqattn.PagePool(8, 4); d = seqattn.CacheDescriptor(pool);"
+        "cache = seqattn.PrefixCache(pool, clock=lambda: 0.0); d.allocate([1], [8]);"
+        "cache.insert(d, 1, range(8)); handle = cache.match(range(9)); print(handle.num_tokens)"
+    )
+    assert run_python(code).strip() == "8"
+
+
+def test_attention_over_a_shared_prefix_is_what_it_is_without(rng):
+    manager = make_manager(num_pages=12)
+    descriptor, cache = CacheDescriptor(manager), PrefixCache(manager)
+    attention = seqattn.BatchAttention(manager, 4)
+    memory = {}
+    for seq_id in range(30):
+        tokens = tuple(int(t) for t in rng.random(rng.integers(1, 24)) < 0.1)
+        for n in range(len(tokens)):
+            memory.setdefault(tokens[: n + 1], rng.standard_normal((2, 2, 8), np.float32))
+        keys, values = np.stack([memory[tokens[: n + 1]] for n in range(len(tokens))], 1)
+        with cache.match(tokens) as handle:
+            cache.attach(descriptor, seq_id, handle)
+            num_new = len(tokens) - handle.num_tokens
+        descriptor.allocate([seq_id], [num_new])
+        attention.plan(descriptor.pack_for_flashinfer([seq_id]), [0, num_new])
+        attention.append_kv(keys[-num_new:].copy(), values[-num_new:].copy())
+        q = rng.standard_normal((num_new, 4, 8), np.float32)
+        out = np.full_like(q, np.nan)
+        attention.run(q, out)
+        expected, _ = attention_reference(q, keys, values)
+        limit = tolerance("float32", len(tokens), 8, float(np.abs(values).max()))
+        np.testing.assert_allclose(out, expected, rtol=0, atol=limit)
+        cache.insert(descriptor, seq_id, tokens)
+        descriptor.release([seq_id])
+        cache.check_invariants()
+    assert cache.stats().num_tokens_found > 50 and cache.stats().num_pages_evicted > 5
