@@ -14,6 +14,26 @@ namespace seqattn {
 class IndexBuffers;  // src/core/index_buffers.h
 class PagePool;
 
+// What bounds the keys of one row, in slots: a query sees the first `num_sink_tokens` and the last
+// `window` ones, its own included. It sees no keys behind its own, by `causal`, as ever.
+struct RowWindow {
+  std::int64_t window = 0;  // 0: all
+  std::int64_t num_sink_tokens = 0;
+  std::int64_t num_dropped = 0;  // tokens between the sinks' pages and the rest, without slots
+  // Of queries in front of this slot some keys have been dropped: they are refused.
+  std::int64_t first_query = 0;
+  friend constexpr bool operator==(const RowWindow&, const RowWindow&) = default;
+};
+
+// What rows may have besides their tables. A descriptor fills it in where it is needed.
+struct RowColumns {
+  std::vector<RowWindow> windows = {};  // [batch_size], or empty: no row has one
+  // [batch_size], of each row the parents of the draft tokens in its last slots
+  // (CacheDescriptor::allocate_tree), or empty: no row has a tree
+  std::vector<std::vector<std::int32_t>> trees = {};
+  friend bool operator==(const RowColumns&, const RowColumns&) = default;
+};
+
 // A batch as CSR arrays, the form that paged attention kernels read (FlashInfer's own):
 //
 // - kv_page_indices, int32 [total_pages]: the pages of row 0, then those of row 1, and so on;
@@ -30,11 +50,12 @@ class SEQATTN_EXPORT FlashInferPackedData {
   FlashInferPackedData();  // no rows
   // Throws InvalidArgumentError unless indptr starts at 0, never falls, ends at the number of
   // indices; there is one last_page_len a row, positive where the row has pages and 0 where it has
-  // none; and no page index is negative. Upper bounds depend on the pool and are checked where the
-  // data is used. O(total_pages).
+  // none; no page index is negative; and the columns are empty or have an entry a row, of windows
+  // without negative numbers and of trees whose parents come first. Upper bounds depend on the pool
+  // and are checked where the data is used. O(total_pages).
   FlashInferPackedData(std::vector<std::int32_t> kv_page_indices,
                        std::vector<std::int32_t> kv_page_indptr,
-                       std::vector<std::int32_t> kv_last_page_len);
+                       std::vector<std::int32_t> kv_last_page_len, RowColumns columns = {});
   // No moves: one that is moved from would have no arrays.
   FlashInferPackedData(const FlashInferPackedData&) = default;
   FlashInferPackedData& operator=(const FlashInferPackedData&) = default;
@@ -49,6 +70,8 @@ class SEQATTN_EXPORT FlashInferPackedData {
   // The KV length of a row in tokens. Throws InvalidArgumentError for a row outside [0,
   // batch_size).
   std::int64_t kv_len(std::int64_t row, int page_size) const;
+
+  const RowColumns& columns() const noexcept { return arrays_->columns; }
 
   // The same batch for the given device. Throws UnsupportedError where this build has no such
   // device.
@@ -73,6 +96,7 @@ class SEQATTN_EXPORT FlashInferPackedData {
     // PagePool::generation of each page when this was packed; empty in release builds.
     std::vector<std::uint32_t> generations = {};
     std::shared_ptr<IndexBuffers> buffers = {};  // where the memory of `indices` goes back to
+    RowColumns columns = {};
   };
   struct SharedArrays;
   explicit FlashInferPackedData(Arrays arrays);

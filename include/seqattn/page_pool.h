@@ -102,11 +102,18 @@ class SEQATTN_EXPORT PagePool {
   // While this stays what it was, pages that sequences held then have not become free. 0 once
   // references have been dropped or handed over by callers: such a call may have freed the page of
   // a sequence, and nothing tells.
-  std::uint64_t epoch() const noexcept { return handled_by_callers_ ? 0 : tail_ + 1; }
+  std::uint64_t epoch() const noexcept {
+    return handled_by_callers_ ? 0 : tail_ + num_recycled_ + 1;
+  }
   // Throws the InvalidArgumentError that `ref` and `unref` owe for this entry of their list.
   [[noreturn]] void refuse(const char* call, PageId page, std::size_t entry) const;
   // True when a reclaimer says that it has made that many more pages free.
   bool reclaim(std::int64_t num_pages) { return reclaimer_ && reclaimer_->reclaim(num_pages); }
+  // A page was freed and taken at once, without a way through the free list.
+  void note_recycled(PageId page) noexcept {
+    ++num_recycled_;
+    if (!generations_.empty()) ++generations_[static_cast<std::size_t>(page)];
+  }
   // Takes back `unref(pages)`, nothing having changed since but what was taken back already;
   // `old_tail` is the tail before it.
   void undo_unref(PageIds pages, std::uint64_t old_tail) noexcept;
@@ -121,6 +128,7 @@ class SEQATTN_EXPORT PagePool {
   std::vector<std::int32_t> counts_;
   std::vector<std::uint32_t> generations_;  // empty in release builds
   Reclaimer* reclaimer_ = nullptr;
+  std::uint64_t num_recycled_ = 0;  // pages freed and taken in one step
   bool handled_by_callers_ = false;
 };
 

@@ -109,6 +109,11 @@ class SEQATTN_EXPORT PagedKVCacheManager {
   // an unknown or free page and a target that another holder shares (count above 1).
   void copy_pages(std::span<const PageCopy> copies, Stream stream = {});
 
+  // Copies token slots in every layer, in order, so that a move reads what those before it wrote.
+  // Throws as copy_pages does, but for sources, which may be free by now, and for a slot outside
+  // [0, page_size).
+  void move_tokens(std::span<const TokenMove> moves, Stream stream = {});
+
   // Waits until the work that was enqueued on the stream is done; on a CPU it is.
   void synchronize(Stream stream = {}) const;
 
@@ -121,6 +126,7 @@ class SEQATTN_EXPORT PagedKVCacheManager {
  private:
   friend class BatchAttention;
   friend class GrowTransaction;
+  friend class CompactTransaction;
   struct Borrowed {};
   PagedKVCacheManager(const KVCacheConfig& config, Borrowed);
   std::span<const Plane> layer_planes(
@@ -128,6 +134,7 @@ class SEQATTN_EXPORT PagedKVCacheManager {
   // Throws InvalidArgumentError unless the pages exist and hold these tokens.
   void check_range(const char* call, PageIds pages, std::int64_t first, std::int64_t count) const;
   void enqueue_copies(std::span<const PageCopy> copies, Stream stream) const;
+  void enqueue_moves(std::span<const TokenMove> moves, Stream stream) const;
   // Throws InvalidArgumentError unless these are the keys and values of that many new tokens.
   void check_new_tokens(const TensorView& keys, const TensorView& values, std::int64_t num_tokens,
                         int layer) const;

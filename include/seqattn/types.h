@@ -54,6 +54,23 @@ struct PageCopy {
   friend constexpr bool operator==(const PageCopy&, const PageCopy&) = default;
 };
 
+// Which tokens of a sequence its later queries see: the last `window`, the query's own included,
+// and beside them the first `num_sink_tokens` (attention sinks: Xiao et al. 2024). 0: all of them.
+struct SlidingWindow {
+  std::int64_t window = 0;
+  std::int64_t num_sink_tokens = 0;
+  friend constexpr bool operator==(const SlidingWindow&, const SlidingWindow&) = default;
+};
+
+// Copy one token slot onto another, in every layer.
+struct TokenMove {
+  PageId source_page = 0;
+  int source_slot = 0;  // [0, page_size)
+  PageId target_page = 0;
+  int target_slot = 0;
+  friend constexpr bool operator==(const TokenMove&, const TokenMove&) = default;
+};
+
 // "float16", "cuda:0", "HND": the names that Python uses.
 SEQATTN_EXPORT std::string_view to_string(DType dtype) noexcept;
 SEQATTN_EXPORT std::string_view to_string(KVLayout layout) noexcept;

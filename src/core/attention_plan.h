@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -33,17 +34,35 @@ struct AttentionRow {
   std::int64_t kv_len = 0;
   std::int64_t q_begin = 0;  // first query token in q and out
   std::int64_t q_len = 0;
-  std::int64_t mask_begin =
-      0;  // first byte in AttentionPlan::mask of [q_len, kv_len], where there is a mask
+  // The row's last num_masked_keys keys have a mask, [q_len, num_masked_keys] bytes from mask_begin
+  // in AttentionPlan::mask: 0 hides the key from the query.
+  std::int64_t mask_begin = 0;
+  std::int64_t num_masked_keys = 0;
   int kv_head_begin = 0;
   int kv_head_end = 0;
+  // > 0: a query sees no more than the last `window` keys, its own included, and the first
+  // num_sink_tokens.
+  std::int64_t window = 0;
+  std::int64_t num_sink_tokens = 0;
+  std::int64_t num_dropped = 0;  // keys without slots, between the sinks and the window
+  // The last keys are a tree of draft tokens, of these depths below the key in front of them; the
+  // mask covers them. A window counts from the position that the depth gives.
+  std::span<const std::int64_t> tree_depths = {};  // of whoever made the plan
+
+  // Whether `causal` and AttentionShape::window_left do not say all about it.
+  bool needs_mask() const noexcept { return num_masked_keys > 0 || window > 0; }
 };
 
 struct AttentionPlan {
   std::span<const PageId> page_indices;  // of whoever made the plan
   std::vector<AttentionRow> rows;
-  std::vector<std::uint8_t> mask;  // empty without one
+  std::vector<std::uint8_t> mask;  // of the rows that have one
   std::int64_t num_q_tokens = 0;
+
+  bool needs_mask() const noexcept {
+    return std::any_of(rows.begin(), rows.end(),
+                       [](const AttentionRow& row) { return row.needs_mask(); });
+  }
 };
 
 }  // namespace seqattn

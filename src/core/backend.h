@@ -73,6 +73,10 @@ class Backend {
   virtual std::shared_ptr<void> allocate(std::int64_t bytes, Device device) = 0;
   virtual void copy_pages(std::span<const Plane> planes, std::span<const PageCopy> copies,
                           Stream stream) = 0;
+  // Token slots, in order: what a move reads may have been written by one before. `planes` are the
+  // keys and values of each layer, which may share memory.
+  virtual void move_tokens(std::span<const Plane> planes, std::span<const TokenMove> moves,
+                           Stream stream) = 0;
   // planes[i] <- tensors[i] and tensors[i] <- planes[i]; tensors are [rows, num_heads, head_dim],
   // plane dtype or float32.
   virtual void write_tokens(std::span<const Plane> planes, std::span<const TensorView> tensors,

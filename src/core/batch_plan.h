@@ -17,7 +17,8 @@ namespace seqattn {
 struct BatchPlan {
   FlashInferPackedData packed;  // holds the page table that `attention` reads
   AttentionPlan attention;
-  std::vector<AppendRow> append_rows;  // as many new tokens as queries
+  std::vector<AppendRow> append_rows;                  // as many new tokens as queries
+  std::vector<std::vector<std::int64_t>> tree_depths;  // of each row; empty without trees
 
   bool is_foreign() const noexcept { return packed.pool_id() == 0; }
   AppendBatch append_batch() const noexcept {

@@ -8,27 +8,22 @@
 #include "message.h"
 #include "pool_transaction.h"
 #include "seqattn/paged_kv_cache_manager.h"
+#include "sequence_slots.h"
 
 namespace seqattn {
 namespace {
 
-std::int64_t pages_for(std::int64_t num_tokens, int page_size) noexcept {
-  return num_tokens == 0 ? 0 : (num_tokens - 1) / page_size + 1;
-}
-
-int last_page_len_for(std::int64_t num_tokens, int page_size) noexcept {
-  return num_tokens == 0 ? 0 : static_cast<int>((num_tokens - 1) % page_size) + 1;
-}
-
 // Throws InvalidArgumentError unless these pages are what that many tokens take.
-SequenceData make_sequence(PageIds pages, std::int64_t num_tokens, int page_size) {
+SequenceData make_sequence(PageIds pages, std::int64_t num_tokens, int page_size,
+                           SlidingWindow window) {
   require(num_tokens >= 0, "num_tokens: got ", num_tokens, "; expected at least 0");
   const std::int64_t num_pages = pages_for(num_tokens, page_size);
   require(static_cast<std::int64_t>(pages.size()) == num_pages, "pages: got ", pages.size(),
           " for ", num_tokens, " tokens in pages of ", page_size, "; expected ", num_pages);
   return {.kv_page_indices = {pages.begin(), pages.end()},
           .last_page_len = last_page_len_for(num_tokens, page_size),
-          .length = num_tokens};
+          .length = num_tokens,
+          .window = window};
 }
 
 std::vector<PageCopy> finish(GrowTransaction& growth, Stream stream) {
@@ -39,12 +34,15 @@ std::vector<PageCopy> finish(GrowTransaction& growth, Stream stream) {
 
 }  // namespace
 
-CacheDescriptor::CacheDescriptor(PagedKVCacheManager& manager) : CacheDescriptor(manager.pool()) {
+CacheDescriptor::CacheDescriptor(PagedKVCacheManager& manager, SlidingWindow window)
+    : CacheDescriptor(manager.pool(), window) {
   manager_ = &manager;
 }
 
-CacheDescriptor::CacheDescriptor(PagePool& pool)
-    : pool_(&pool), packed_buffers_(std::make_shared<IndexBuffers>()) {}
+CacheDescriptor::CacheDescriptor(PagePool& pool, SlidingWindow window)
+    : pool_(&pool), window_(window), packed_buffers_(std::make_shared<IndexBuffers>()) {
+  check_window(window);
+}
 
 CacheDescriptor::~CacheDescriptor() {
   for (const auto& [seq_id, data] : sequences_) {
@@ -112,21 +110,34 @@ void CacheDescriptor::share(SeqId seq_id, SequenceData&& data, const char* call)
 void CacheDescriptor::fork(SeqId parent, SeqId child, std::int64_t num_tokens) {
   const SequenceData& data = sequence(parent);
   if (num_tokens == kAll) num_tokens = data.length;
-  require(num_tokens >= 0 && num_tokens <= data.length, "num_tokens: got ", num_tokens,
-          "; expected 0 to ", data.length, ", the length of sequence ", parent);
   const int page_size = pool_->page_size();
-  const auto num_pages = static_cast<std::size_t>(pages_for(num_tokens, page_size));
+  check_can_end_at(data, num_tokens, page_size, parent);
+  const CutSequence cut = cut_at(data, num_tokens, page_size);
+  const auto pages = data.kv_page_indices.begin();
   share(child,
-        make_sequence(std::span(data.kv_page_indices).first(num_pages), num_tokens, page_size),
+        {.kv_page_indices = {pages, pages + pages_for(cut.num_slots, page_size)},
+         .last_page_len = last_page_len_for(cut.num_slots, page_size),
+         .length = num_tokens,
+         .window = data.window,
+         .dropped_to = cut.dropped_to,
+         .num_dropped = cut.num_dropped,
+         .compacted_to = data.compacted_to},
         "fork");
 }
 
 void CacheDescriptor::attach(SeqId seq_id, PageIds pages, std::int64_t num_tokens) {
-  share(seq_id, make_sequence(pages, num_tokens, pool_->page_size()), "attach");
+  share(seq_id, make_sequence(pages, num_tokens, pool_->page_size(), window_), "attach");
+}
+
+void CacheDescriptor::attach(SeqId seq_id, const SequenceData& data) {
+  check_sequence(data, pool_->page_size());
+  share(seq_id, SequenceData(data), "attach");
 }
 
 void CacheDescriptor::adopt(SeqId seq_id, PageIds pages, std::int64_t num_tokens) {
-  SequenceData data = make_sequence(pages, num_tokens, pool_->page_size());
+  const auto present = sequences_.find(seq_id);
+  SequenceData data = make_sequence(pages, num_tokens, pool_->page_size(),
+                                    present == sequences_.end() ? window_ : present->second.window);
   std::unordered_map<PageId, std::int64_t> holders;  // of the listed pages, in this descriptor
   for (const PageId page : pages) ++holders[page];
   for (const auto& [other_id, other] : sequences_) {
@@ -147,18 +158,33 @@ void CacheDescriptor::adopt(SeqId seq_id, PageIds pages, std::int64_t num_tokens
   pool_->handled_by_callers_ = true;
 }
 
-void CacheDescriptor::truncate(SeqId seq_id, std::int64_t num_tokens) {
+SequenceData& CacheDescriptor::find(SeqId seq_id) {
   const auto entry = sequences_.find(seq_id);
   if (entry == sequences_.end()) throw UnknownSequenceError(seq_id);
-  SequenceData& data = entry->second;
-  require(num_tokens >= 0 && num_tokens <= data.length, "num_tokens: got ", num_tokens,
-          "; expected 0 to ", data.length, ", the length of sequence ", seq_id);
+  return entry->second;
+}
+
+void CacheDescriptor::truncate(SeqId seq_id, std::int64_t num_tokens) {
+  SequenceData& data = find(seq_id);
+  const int page_size = pool_->page_size();
+  check_can_end_at(data, num_tokens, page_size, seq_id);
+  const CutSequence cut = cut_at(data, num_tokens, page_size);
   auto& pages = data.kv_page_indices;
-  const std::int64_t num_pages = pages_for(num_tokens, pool_->page_size());
+  const std::int64_t num_pages = pages_for(cut.num_slots, page_size);
   pool_->drop(std::span(pages).subspan(static_cast<std::size_t>(num_pages)));
   pages.erase(pages.begin() + num_pages, pages.end());
-  data.last_page_len = last_page_len_for(num_tokens, pool_->page_size());
+  data.last_page_len = last_page_len_for(cut.num_slots, page_size);
   data.length = num_tokens;
+  data.dropped_to = cut.dropped_to;
+  data.num_dropped = cut.num_dropped;
+  data.tree_parents.clear();
+}
+
+void CacheDescriptor::set_window(SeqId seq_id, SlidingWindow window) {
+  SequenceData& data = find(seq_id);
+  check_window(window);
+  check_window_is_held(data, window, pool_->page_size());
+  data.window = window;
 }
 
 }  // namespace seqattn

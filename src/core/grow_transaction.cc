@@ -4,8 +4,10 @@
 #include <span>
 #include <tuple>
 
+#include "draft_tree.h"
 #include "message.h"
 #include "seqattn/paged_kv_cache_manager.h"
+#include "sequence_slots.h"
 
 namespace seqattn {
 namespace {
@@ -15,23 +17,35 @@ constexpr std::int64_t kMaxLength = std::int64_t{1} << 62;
 }  // namespace
 
 GrowTransaction::GrowTransaction(CacheDescriptor& descriptor, SeqIds seq_ids, Lengths new_lens,
-                                 bool decoding)
+                                 Mode mode)
     : descriptor_(descriptor),
       seq_ids_(seq_ids),
       new_lens_(new_lens),
-      decoding_(decoding),
+      mode_(mode),
       pool_(*descriptor.pool_) {
-  require(decoding || seq_ids.size() == new_lens.size(), "seq_new_lens: got ", new_lens.size(),
-          " lengths for ", seq_ids.size(), " sequence ids; expected one for each");
+  require(mode == Mode::kOneToken || seq_ids.size() == new_lens.size(), "seq_new_lens: got ",
+          new_lens.size(), " lengths for ", seq_ids.size(), " sequence ids; expected one for each");
 }
 
 GrowTransaction GrowTransaction::by_lengths(CacheDescriptor& descriptor, SeqIds seq_ids,
                                             Lengths new_lens) {
-  return {descriptor, seq_ids, new_lens, /*decoding=*/false};
+  return {descriptor, seq_ids, new_lens, Mode::kLengths};
 }
 
 GrowTransaction GrowTransaction::by_one_token(CacheDescriptor& descriptor, SeqIds seq_ids) {
-  return {descriptor, seq_ids, {}, /*decoding=*/true};
+  return {descriptor, seq_ids, {}, Mode::kOneToken};
+}
+
+GrowTransaction GrowTransaction::by_tree(CacheDescriptor& descriptor, SeqIds seq_id,
+                                         Lengths num_slots, std::span<const std::int32_t> parents) {
+  return {descriptor, seq_id, num_slots, parents};
+}
+
+GrowTransaction::GrowTransaction(CacheDescriptor& descriptor, SeqIds seq_id, Lengths num_slots,
+                                 std::span<const std::int32_t> parents)
+    : GrowTransaction(descriptor, seq_id, num_slots, Mode::kTree) {
+  check_tree(parents);
+  tree_parents_.assign(parents.begin(), parents.end());
 }
 
 bool GrowTransaction::prepare(Stream stream) {
@@ -58,16 +72,25 @@ bool GrowTransaction::prepare(Stream stream) {
 
 void GrowTransaction::apply_turns() {
   needed_ = 0;
-  available_ = descriptor_.pool().available_pages_count();
   for (std::size_t i = 0; i < seq_ids_.size(); ++i) {
-    const std::int64_t num_new_tokens = decoding_ ? 1 : new_lens_[i];
-    require(num_new_tokens >= 0, "seq_new_lens: got ", num_new_tokens, " for sequence ",
+    require(num_new_slots(i) >= 0, "seq_new_lens: got ", num_new_slots(i), " for sequence ",
             seq_ids_[i], "; expected at least 0");
-    Turn& turn = begin_turn(seq_ids_[i]);
-    require(num_new_tokens <= kMaxLength - turn.sequence->length, "seq_new_lens: got ",
-            num_new_tokens, " for sequence ", seq_ids_[i], " of length ", turn.sequence->length,
+    const SequenceData& sequence = *begin_turn(seq_ids_[i]).sequence;
+    require(num_new_slots(i) == 0 || sequence.tree_parents.empty(), "sequence ", seq_ids_[i],
+            ": has a pending tree of ", sequence.tree_parents.size(),
+            " draft tokens; expected none before it grows: commit_tree, or truncate to its length, "
+            "ends it");
+  }
+  for (std::size_t i = 0; i < turns_.size(); ++i) {
+    if (num_new_slots(i) > 0) give_back_dead_pages(turns_[i]);
+  }
+  available_ = pool_.available();
+  for (std::size_t i = 0; i < turns_.size(); ++i) {
+    const std::int64_t length = turns_[i].sequence->length;
+    require(num_new_slots(i) <= kMaxLength - length, "seq_new_lens: got ", num_new_slots(i),
+            " for sequence ", seq_ids_[i], " of length ", length,
             "; expected a total of at most 2^62");
-    if (num_new_tokens > 0) grow(turn, num_new_tokens);
+    if (num_new_slots(i) > 0) grow(turns_[i], num_new_slots(i));
   }
 }
 
@@ -75,13 +98,14 @@ GrowTransaction::Turn& GrowTransaction::begin_turn(SeqId seq_id) {
   auto& sequences = descriptor_.sequences_;
   bool is_new = false;
   auto entry = sequences.end();
-  if (decoding_) {
+  if (mode_ == Mode::kLengths) {
+    std::tie(entry, is_new) = sequences.try_emplace(seq_id);
+  } else {
     entry = sequences.find(seq_id);
     if (entry == sequences.end()) throw UnknownSequenceError(seq_id);
-  } else {
-    std::tie(entry, is_new) = sequences.try_emplace(seq_id);
   }
   SequenceData& sequence = entry->second;
+  if (is_new) sequence.window = descriptor_.window_;
   return turns_.emplace_back(
       Turn{.sequence = &sequence,
            .old_last_page_len = sequence.last_page_len,
@@ -89,15 +113,34 @@ GrowTransaction::Turn& GrowTransaction::begin_turn(SeqId seq_id) {
            .is_new = is_new});
 }
 
-void GrowTransaction::grow(Turn& turn, std::int64_t num_new_tokens) {
+void GrowTransaction::give_back_dead_pages(Turn& turn) {
   SequenceData& sequence = *turn.sequence;
+  const int page_size = descriptor_.pool().page_size();
+  const auto [first, end] = dead_pages(sequence, page_size);
+  if (first == end) return;
+  const std::int64_t position = end * page_size + slots_of(sequence, page_size).missing;
+  auto& pages = sequence.kv_page_indices;
+  turn.dead_pages.assign(pages.begin() + first, pages.begin() + end);
+  pool_.give_back(turn.dead_pages);
+  pages.erase(pages.begin() + first, pages.begin() + end);
+  turn.first_dead = first;
+  turn.old_num_pages = static_cast<std::int32_t>(pages.size());
+  turn.old_dropped_to = std::exchange(sequence.dropped_to, position);
+  sequence.num_dropped += (end - first) * page_size;
+  if (pages.empty()) sequence.last_page_len = 0;
+}
+
+void GrowTransaction::grow(Turn& turn, std::int64_t num_new_slots) {
+  SequenceData& sequence = *turn.sequence;
+  // As an earlier turn has left it.
+  turn.old_num_pages = static_cast<std::int32_t>(sequence.kv_page_indices.size());
   const int page_size = descriptor_.pool().page_size();
   const int room = sequence.last_page_len == 0 ? 0 : page_size - sequence.last_page_len;
   if (room > 0) give_up_shared_page(turn);
-  if (num_new_tokens <= room) {
-    sequence.last_page_len += static_cast<int>(num_new_tokens);
+  if (num_new_slots <= room) {
+    sequence.last_page_len += static_cast<int>(num_new_slots);
   } else {
-    const std::int64_t rest = num_new_tokens - room;
+    const std::int64_t rest = num_new_slots - room;
     const std::int64_t num_new_pages = (rest - 1) / page_size + 1;
     add_needed(num_new_pages);
     // A batch that does not fit is only counted on: one entry tells later turns of the sequence
@@ -107,8 +150,9 @@ void GrowTransaction::grow(Turn& turn, std::int64_t num_new_tokens) {
                                     static_cast<std::size_t>(turn.num_new_pages), kNoPage);
     sequence.last_page_len = static_cast<int>(rest - (num_new_pages - 1) * page_size);
   }
-  sequence.length += num_new_tokens;
-  turn.num_new_tokens = num_new_tokens;
+  // Draft tokens take slots, but no positions.
+  turn.num_new_tokens = num_new_slots - static_cast<std::int64_t>(tree_parents_.size());
+  sequence.length += turn.num_new_tokens;
 }
 
 void GrowTransaction::give_up_shared_page(Turn& turn) {
@@ -139,6 +183,7 @@ void GrowTransaction::take_pages() {
 
 void GrowTransaction::commit() noexcept {
   pool_.commit();
+  if (mode_ == Mode::kTree) turns_.front().sequence->tree_parents = std::move(tree_parents_);
   turns_.clear();
 }
 
@@ -152,6 +197,12 @@ void GrowTransaction::rollback() noexcept {
     if (turn.shared_page != kNoPage) pages.back() = turn.shared_page;
     sequence.last_page_len = turn.old_last_page_len;
     sequence.length -= turn.num_new_tokens;
+    if (turn.first_dead >= 0) {
+      pages.insert(pages.begin() + turn.first_dead, turn.dead_pages.begin(), turn.dead_pages.end());
+      sequence.dropped_to = turn.old_dropped_to;
+      sequence.num_dropped -=
+          static_cast<std::int64_t>(turn.dead_pages.size()) * descriptor_.pool().page_size();
+    }
     if (turn.is_new) descriptor_.sequences_.erase(seq_ids_[turns_.size() - 1]);
   }
   copies_.clear();

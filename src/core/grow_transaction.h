@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -11,11 +12,14 @@
 
 namespace seqattn {
 
-// Growth of a batch of sequences, by lengths or by one token each, in two halves. `prepare` does
+// Growth of a batch of sequences, by lengths or by one token each, or of one by a tree of draft
+// tokens, in two halves. `prepare` does
 // everything that can fail; then either `commit` keeps it, or the destructor puts descriptor and
 // pool back as they were. Ids are handled in order, as if each had a call of its own: the batch is
 // applied turn by turn, each turn logged, so that a later turn of the same sequence, or of one that
-// shares its last page, meets the state that the earlier ones leave.
+// shares its last page, meets the state that the earlier ones leave. Pages that windows have left
+// behind go before the first turn grows: a later turn of the same sequence brings queries that ask
+// together with those of the first.
 //
 // Several growths, of descriptors over one pool or over several, commit together: prepare each in
 // turn, then commit them all. When one cannot be prepared, destroy them in the reverse of that
@@ -26,6 +30,10 @@ class GrowTransaction {
   // Both lists must outlive the transaction.
   static GrowTransaction by_lengths(CacheDescriptor& descriptor, SeqIds seq_ids, Lengths new_lens);
   static GrowTransaction by_one_token(CacheDescriptor& descriptor, SeqIds seq_ids);
+  // By tokens, and as many draft tokens as there are parents. `seq_id` holds one id, `num_slots`
+  // one number: that of both together.
+  static GrowTransaction by_tree(CacheDescriptor& descriptor, SeqIds seq_id, Lengths num_slots,
+                                 std::span<const std::int32_t> parents);
   ~GrowTransaction() { rollback(); }
   GrowTransaction(const GrowTransaction&) = delete;
   GrowTransaction& operator=(const GrowTransaction&) = delete;
@@ -36,7 +44,8 @@ class GrowTransaction {
   void commit() noexcept;
 
   std::int64_t needed() const noexcept { return needed_; }  // pages, once prepared
-  // Free pages when that was decided, the reclaimer having been asked.
+  // Free pages when that was decided, the reclaimer having been asked, and those that windows give
+  // back.
   std::int64_t available() const noexcept { return available_; }
   std::vector<PageCopy> take_copies() noexcept { return std::move(copies_); }
 
@@ -50,14 +59,25 @@ class GrowTransaction {
     std::int32_t num_new_pages = 0;  // behind the old ones
     PageId shared_page = kNoPage;    // the last page, where it is given up for a copy
     bool is_new = false;
+    // What the window has left behind: page table entries from first_dead on, once cut out.
+    std::vector<PageId> dead_pages = {};
+    std::int64_t first_dead = -1;
+    std::int64_t old_dropped_to = 0;
   };
+  enum class Mode : std::uint8_t { kLengths, kOneToken, kTree };
   // Stands in page tables for a page that a turn is going to take.
   static constexpr PageId kNoPage = -1;
 
-  GrowTransaction(CacheDescriptor& descriptor, SeqIds seq_ids, Lengths new_lens, bool decoding);
+  GrowTransaction(CacheDescriptor& descriptor, SeqIds seq_ids, Lengths new_lens, Mode mode);
+  GrowTransaction(CacheDescriptor& descriptor, SeqIds seq_id, Lengths num_slots,
+                  std::span<const std::int32_t> parents);
+  std::int64_t num_new_slots(std::size_t turn) const noexcept {
+    return mode_ == Mode::kOneToken ? 1 : new_lens_[turn];
+  }
   void apply_turns();
   Turn& begin_turn(SeqId seq_id);
-  void grow(Turn& turn, std::int64_t num_new_tokens);
+  void give_back_dead_pages(Turn& turn);
+  void grow(Turn& turn, std::int64_t num_new_slots);
   void give_up_shared_page(Turn& turn);
   void add_needed(std::int64_t num_pages) noexcept;
   void take_pages();
@@ -66,7 +86,8 @@ class GrowTransaction {
   CacheDescriptor& descriptor_;
   SeqIds seq_ids_;
   Lengths new_lens_;
-  bool decoding_;  // one token each, and unknown ids are refused
+  Mode mode_;  // other than by lengths, unknown ids are refused
+  std::vector<std::int32_t> tree_parents_;
   PoolTransaction pool_;
   std::int64_t needed_ = 0;
   std::int64_t available_ = 0;

@@ -4,11 +4,33 @@
 #include <utility>
 
 #include "backend.h"
+#include "draft_tree.h"
 #include "index_buffers.h"
 #include "message.h"
+#include "sequence_slots.h"
 #include "tensor_check.h"
 
 namespace seqattn {
+namespace {
+
+void check_columns(const RowColumns& columns, std::size_t num_rows) {
+  const auto check_size = [num_rows](const char* name, std::size_t size) {
+    require(size == 0 || size == num_rows, name, ": got ", size, " entries; expected one for each ",
+            "of ", num_rows, " rows, or none");
+  };
+  check_size("windows", columns.windows.size());
+  check_size("trees", columns.trees.size());
+  for (const RowWindow& row : columns.windows) {
+    check_window({.window = row.window, .num_sink_tokens = row.num_sink_tokens});
+    require(row.num_dropped >= 0 && row.first_query >= 0, "windows: got num_dropped ",
+            row.num_dropped, " and first_query ", row.first_query, "; expected at least 0");
+  }
+  for (const auto& parents : columns.trees) {
+    if (!parents.empty()) check_tree(parents);
+  }
+}
+
+}  // namespace
 
 struct FlashInferPackedData::SharedArrays : Arrays {
   explicit SharedArrays(Arrays&& arrays) : Arrays(std::move(arrays)) {}
@@ -24,9 +46,12 @@ FlashInferPackedData::FlashInferPackedData(Arrays arrays)
 
 FlashInferPackedData::FlashInferPackedData(std::vector<std::int32_t> kv_page_indices,
                                            std::vector<std::int32_t> kv_page_indptr,
-                                           std::vector<std::int32_t> kv_last_page_len)
-    : FlashInferPackedData(Arrays{std::move(kv_page_indices), std::move(kv_page_indptr),
-                                  std::move(kv_last_page_len), /*pool_id=*/0, /*pool_epoch=*/0}) {
+                                           std::vector<std::int32_t> kv_last_page_len,
+                                           RowColumns columns)
+    : FlashInferPackedData(Arrays{.indices = std::move(kv_page_indices),
+                                  .indptr = std::move(kv_page_indptr),
+                                  .last_page_len = std::move(kv_last_page_len),
+                                  .columns = std::move(columns)}) {
   const std::vector<std::int32_t>&indices = arrays_->indices, &indptr = arrays_->indptr,
         &lengths = arrays_->last_page_len;
   check_indptr("kv_page_indptr", indptr, batch_size() + 1,
@@ -37,6 +62,7 @@ FlashInferPackedData::FlashInferPackedData(std::vector<std::int32_t> kv_page_ind
             lengths[row], " for row ", row, " with ", indptr[row + 1] - indptr[row],
             " pages; expected ", has_pages ? "at least 1" : "0");
   }
+  check_columns(arrays_->columns, lengths.size());
   // All sign bits first: a search branches at every page.
   std::int32_t signs = 0;
   for (const PageId page : indices) signs |= page;

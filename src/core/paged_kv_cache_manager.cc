@@ -110,6 +110,14 @@ void check_tokens(std::string_view name, const TensorView& tensor, std::int64_t 
                         .output = output});
 }
 
+// Throws InvalidArgumentError unless the page is in use, and by one holder only.
+void check_target(const char* call, const PagePool& pool, PageId page) {
+  const std::int32_t count = pool.ref_count(page);
+  require(count > 0, call, ": page ", page, " is free; expected a page in use");
+  require(count == 1, call, ": page ", page, " has ", count,
+          " references; expected 1: a shared page is never written");
+}
+
 }  // namespace
 
 PagedKVCacheManager::PagedKVCacheManager(const KVCacheConfig& config, Borrowed)
@@ -246,19 +254,31 @@ void PagedKVCacheManager::write_kv(PageIds pages, std::int64_t first, std::int64
 
 void PagedKVCacheManager::copy_pages(std::span<const PageCopy> copies, Stream stream) {
   for (const PageCopy& copy : copies) {
-    for (const PageId page : {copy.source, copy.target}) {
-      require(pool_.ref_count(page) > 0, "copy_pages: page ", page,
-              " is free; expected a page in use");
-    }
-    const std::int32_t count = pool_.ref_count(copy.target);
-    require(count == 1, "copy_pages: page ", copy.target, " has ", count,
-            " references; expected 1: a shared page is never written");
+    require(pool_.ref_count(copy.source) > 0, "copy_pages: page ", copy.source,
+            " is free; expected a page in use");
+    check_target("copy_pages", pool_, copy.target);
   }
   enqueue_copies(copies, stream);
 }
 
 void PagedKVCacheManager::enqueue_copies(std::span<const PageCopy> copies, Stream stream) const {
   if (!copies.empty()) backend_.copy_pages(planes_, copies, stream);
+}
+
+void PagedKVCacheManager::move_tokens(std::span<const TokenMove> moves, Stream stream) {
+  for (const TokenMove& move : moves) {
+    pool_.ref_count(move.source_page);  // which the call that moves tokens may have freed
+    check_target("move_tokens", pool_, move.target_page);
+    for (const int slot : {move.source_slot, move.target_slot}) {
+      require(slot >= 0 && slot < config_.page_size, "move_tokens: got slot ", slot,
+              "; expected 0 <= slot < ", config_.page_size, ", the page size");
+    }
+  }
+  enqueue_moves(moves, stream);
+}
+
+void PagedKVCacheManager::enqueue_moves(std::span<const TokenMove> moves, Stream stream) const {
+  if (!moves.empty()) backend_.move_tokens(planes_, moves, stream);
 }
 
 void PagedKVCacheManager::synchronize(Stream stream) const { backend_.synchronize(stream); }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -31,8 +32,19 @@ class PoolTransaction {
   // PagePool::unref. The list must stay where it is until commit or rollback.
   void drop(PageIds pages);
 
+  // Like drop, but a page that nobody else holds is spared for `take`, which comes to such pages
+  // when it has emptied the free list, as it would had they been put at its end. Those not taken
+  // become free at commit.
+  void give_back(PageIds pages);
+
+  // Free pages, and those that were given back.
+  std::int64_t available() const noexcept {
+    return pool_->available_pages_count() +
+           static_cast<std::int64_t>(given_back_.size() - num_recycled_);
+  }
+
   // Fills `pages` from the front of the free list, each page now with a count of 1. REQUIRES as
-  // many free pages.
+  // many to be available.
   void take(std::span<PageId> pages) noexcept;
 
   // Asks the pool's reclaimer for that many more pages, having rolled back first.
@@ -46,12 +58,18 @@ class PoolTransaction {
   void rollback() noexcept;
 
  private:
+  void take_from_list(std::span<PageId> pages) noexcept;
+  void hold_given_back() noexcept;  // takes back the references of those that were not taken
+  void drop_again() noexcept;
+
   PagePool* pool_;
   std::uint64_t old_tail_ = 0;
   std::int64_t front_ = 0;  // of the free list, in PagePool::ring_
   std::uint64_t num_taken_ = 0;
   std::vector<PageIds> dropped_;
-  bool retains_ = false;  // the references of dropped_
+  std::vector<PageId> given_back_;  // with a count of 0 until they are taken or retained
+  std::size_t num_recycled_ = 0;    // of given_back_, those taken
+  bool retains_ = false;            // the references of dropped_
 };
 
 }  // namespace seqattn

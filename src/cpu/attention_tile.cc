@@ -93,7 +93,7 @@ void attend_tokens(const AttentionCall& call, const TileProgress& progress, cons
   }
   const bool all_visible = sees_everything(call, tile, tokens);
   if (!all_visible) hide_by_position(call, tile, shape, tokens, scratch);
-  if (!call.plan.mask.empty()) hide_by_mask(call, tile, shape, tokens, scratch.scores);
+  if (tile.row.num_masked_keys > 0) hide_by_mask(call, tile, shape, tokens, scratch.scores);
   update_softmax(progress, shape, tokens.padded_count, scratch);
   rescale_out(shape, scratch, padded_dim(call.shape.head_dim_v), progress.out);
   accumulate_values<T>(call, shape, tokens, next, all_visible, scratch, progress.out);
@@ -101,8 +101,8 @@ void attend_tokens(const AttentionCall& call, const TileProgress& progress, cons
 
 // Tokens outside, heads inside: the heads' keys and values lie side by side in a page.
 template <class T>
-void attend(const AttentionCall& call, std::span<const QueryTile> tiles, KVRange kv, float* memory,
-            std::span<const SoftmaxState> states) {
+void attend(const AttentionCall& call, std::span<const QueryTile> tiles, const KeySet& kv,
+            float* memory, std::span<const SoftmaxState> states) {
   const ScoreShape shape(tiles[0].num_rows);
   const Scratch scratch(call.shape, memory);
   const auto progress = [&](std::size_t i) HWY_ATTR {
@@ -113,13 +113,19 @@ void attend(const AttentionCall& call, std::span<const QueryTile> tiles, KVRange
   for (std::size_t i = 0; i < tiles.size(); ++i) start_tile<T>(call, progress(i), shape, scratch);
 
   const std::int64_t num_heads = static_cast<std::int64_t>(tiles.size());
-  const std::int64_t num_steps = (kv.end - kv.begin + kTileTokens - 1) / kTileTokens * num_heads;
+  // No step crosses the gap behind the sinks.
+  const std::int64_t sink_steps = (kv.sinks.size() + kTileTokens - 1) / kTileTokens;
+  const std::int64_t num_steps =
+      (sink_steps + (kv.window.size() + kTileTokens - 1) / kTileTokens) * num_heads;
   TokenTile ring[kStepsAhead + 1];
   const auto located = [&](std::int64_t step)
                            HWY_ATTR -> TokenTile& { return ring[step % (kStepsAhead + 1)]; };
   const auto locate = [&](std::int64_t step) HWY_ATTR {
     if (step >= num_steps) return;
-    locate_tokens(call, tiles[step % num_heads], kv.begin + step / num_heads * kTileTokens, kv.end,
+    const std::int64_t piece = step / num_heads;
+    const KVRange& range = piece < sink_steps ? kv.sinks : kv.window;
+    const std::int64_t in_range = piece < sink_steps ? piece : piece - sink_steps;
+    locate_tokens(call, tiles[step % num_heads], range.begin + in_range * kTileTokens, range.end,
                   located(step));
   };
   for (int step = 0; step < kStepsAhead; ++step) locate(step);

@@ -60,7 +60,7 @@ struct TileFunctions {
   std::int64_t (*num_scratch_floats)(const AttentionShape& shape, int max_tiles);
   // states[i] <- the softmax of tiles[i]'s queries over the keys of `kv`. Tiles are heads of the
   // same query rows, of at most kFewRows where they are several.
-  void (*attend)(const AttentionCall& call, std::span<const QueryTile> tiles, KVRange kv,
+  void (*attend)(const AttentionCall& call, std::span<const QueryTile> tiles, const KeySet& kv,
                  float* scratch, std::span<const SoftmaxState> states);
   // Merges the states of a tile's chunks in order, divides, and writes out and lse.
   void (*store)(const AttentionCall& call, const QueryTile& tile,

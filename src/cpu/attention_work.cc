@@ -24,13 +24,24 @@ std::int64_t chunk_tokens(std::int64_t num_tokens, std::int64_t num_rows) {
 struct TileRows {
   std::int64_t first = 0;
   int count = 0;
-  KVRange kv;
+  KeySet kv;
   std::int64_t chunk = 0;  // in tokens
 
   int num_chunks() const {
-    return static_cast<int>(std::max<std::int64_t>(1, ceil_div(kv.end - kv.begin, chunk)));
+    return static_cast<int>(std::max<std::int64_t>(1, ceil_div(kv.size(), chunk)));
   }
 };
+
+// What at least one of these queries sees.
+KeySet keys_of(const AttentionShape& shape, const AttentionRow& row, std::int64_t first,
+               std::int64_t last) {
+  KeySet keys = hull(visible_keys(shape, row, first), visible_keys(shape, row, last));
+  if (row.tree_depths.empty()) return keys;  // those between see nothing outside
+  for (std::int64_t query = first + 1; query < last; ++query) {
+    keys = hull(keys, visible_keys(shape, row, query));
+  }
+  return keys;
+}
 
 std::vector<TileRows> cut_rows(const AttentionShape& shape, const AttentionRow& row) {
   const int group = shape.group_size();
@@ -38,11 +49,8 @@ std::vector<TileRows> cut_rows(const AttentionShape& shape, const AttentionRow& 
   std::vector<TileRows> pieces;
   for (std::int64_t first = 0; first < num_rows; first += kMaxTileRows) {
     const std::int64_t end = std::min(first + kMaxTileRows, num_rows);
-    const std::int64_t begin_key = visible_keys(shape, row, first / group).begin;
-    const std::int64_t end_key = visible_keys(shape, row, (end - 1) / group).end;
-    const KVRange kv{begin_key, std::max(begin_key, end_key)};
-    pieces.push_back(
-        {first, static_cast<int>(end - first), kv, chunk_tokens(kv.end - kv.begin, num_rows)});
+    const KeySet kv = keys_of(shape, row, first / group, (end - 1) / group);
+    pieces.push_back({first, static_cast<int>(end - first), kv, chunk_tokens(kv.size(), num_rows)});
   }
   return pieces;
 }
@@ -74,8 +82,7 @@ void add_items(AttentionWork& work, std::int64_t first_tile, const TileRows& row
                int heads_at_once) {
   const auto end_tile = static_cast<std::int64_t>(work.tiles.size());
   for (int chunk = 0; chunk < rows.num_chunks(); ++chunk) {
-    const std::int64_t begin = rows.kv.begin + chunk * rows.chunk;
-    const KVRange kv{begin, std::min(begin + rows.chunk, rows.kv.end)};
+    const KeySet kv = rows.kv.part(chunk * rows.chunk, (chunk + 1) * rows.chunk);
     for (std::int64_t tile = first_tile; tile < end_tile; tile += heads_at_once) {
       const auto count = static_cast<int>(std::min<std::int64_t>(heads_at_once, end_tile - tile));
       work.items.push_back({tile, count, chunk, kv});
@@ -85,15 +92,6 @@ void add_items(AttentionWork& work, std::int64_t first_tile, const TileRows& row
 }
 
 }  // namespace
-
-KVRange visible_keys(const AttentionShape& shape, const AttentionRow& row, std::int64_t token) {
-  const std::int64_t position = row.kv_len - row.q_len + token;
-  const std::int64_t begin =
-      shape.window_left < 0 ? 0 : std::max<std::int64_t>(0, position - shape.window_left);
-  const std::int64_t end =
-      shape.causal ? std::clamp<std::int64_t>(position + 1, 0, row.kv_len) : row.kv_len;
-  return {std::min(begin, row.kv_len), end};
-}
 
 AttentionWork cut_work(const AttentionShape& shape, const std::vector<AttentionRow>& rows,
                        int num_threads) {

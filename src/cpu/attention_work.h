@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "attention_plan.h"
+#include "visible_keys.h"
 
 // How a batch is cut into pieces of work. Everything in here is a pure function of a row's lengths
 // and the shape: never of the batch around it, of the pages or of the threads.
@@ -18,12 +19,6 @@ inline constexpr int kFewRows = 8;
 
 // A tile's keys are split over at most so many items.
 inline constexpr int kMaxChunks = 32;
-
-// Tokens [begin, end) of a row.
-struct KVRange {
-  std::int64_t begin = 0;
-  std::int64_t end = 0;
-};
 
 // Query rows [first_row, first_row + num_rows) of one KV head of one row. They share every key and
 // value that is read. Tiles of the same query rows, head by head, follow one another.
@@ -43,7 +38,7 @@ struct WorkItem {
   std::int64_t first_tile = 0;
   int num_tiles = 0;
   int chunk = 0;
-  KVRange kv;
+  KeySet kv;
 };
 
 struct AttentionWork {
@@ -55,9 +50,6 @@ struct AttentionWork {
   int max_rows = 0;          // of a tile
   int max_partial_rows = 0;  // of a tile of several chunks
 };
-
-// Keys that one query may see by position; `causal`, `window_left` as in AttentionOptions.
-KVRange visible_keys(const AttentionShape& shape, const AttentionRow& row, std::int64_t token);
 
 // Tiles and chunks depend on a row alone; the number of heads to an item also on the threads that
 // there are to keep busy. O(items).

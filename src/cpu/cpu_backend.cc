@@ -37,6 +37,11 @@ class CpuBackend final : public Backend {
     copy_pages_cpu(planes, copies);
   }
 
+  void move_tokens(std::span<const Plane> planes, std::span<const TokenMove> moves,
+                   Stream) override {
+    move_tokens_cpu(planes, moves);
+  }
+
   void write_tokens(std::span<const Plane> planes, std::span<const TensorView> tensors,
                     std::span<const TokenRange> ranges, Stream) override {
     write_tokens_cpu(planes, tensors, ranges);

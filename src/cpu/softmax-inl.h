@@ -36,12 +36,12 @@ inline void cap_scores(const AttentionCall& call, const ScoreShape& shape, int n
 // Whether every query of the tile sees every token, padding included.
 inline bool sees_everything(const AttentionCall& call, const QueryTile& tile,
                             const TokenTile& tokens) {
-  if (!call.plan.mask.empty() || tokens.count != tokens.padded_count) return false;
+  const KVRange range{tokens.begin, tokens.begin + tokens.count};
+  if (range.end > tile.row.kv_len - tile.row.num_masked_keys) return false;
+  if (tokens.count != tokens.padded_count) return false;
   const int group = call.shape.group_size();
-  const KVRange first = visible_keys(call.shape, tile.row, tile.first_row / group);
-  const KVRange last =
-      visible_keys(call.shape, tile.row, (tile.first_row + tile.num_rows - 1) / group);
-  return last.begin <= tokens.begin && tokens.begin + tokens.count <= first.end;
+  return all_see(call.shape, tile.row, tile.first_row / group,
+                 (tile.first_row + tile.num_rows - 1) / group + 1, range);
 }
 
 inline void hide_by_position(const AttentionCall& call, const QueryTile& tile,
@@ -54,21 +54,29 @@ inline void hide_by_position(const AttentionCall& call, const QueryTile& tile,
   for (std::size_t lane = 0; lane < shape.width; ++lane) {
     const std::int64_t row =
         std::min<std::int64_t>(lane % shape.stride, static_cast<std::int64_t>(shape.num_rows) - 1);
-    const KVRange visible = visible_keys(call.shape, tile.row, (tile.first_row + row) / group);
+    const KeySet visible = visible_keys(call.shape, tile.row, (tile.first_row + row) / group);
     // A vector's lanes may belong to several tokens: compare with the vector's first one.
-    const std::size_t token = lane / shape.stride;
-    scratch.first_visible[lane] = relative(visible.begin) - static_cast<float>(token);
-    scratch.end_visible[lane] = relative(visible.end) - static_cast<float>(token);
+    const auto token = static_cast<float>(lane / shape.stride);
+    scratch.first_visible[lane] = relative(visible.window.begin) - token;
+    scratch.end_visible[lane] = relative(visible.window.end) - token;
+    scratch.first_sink[lane] = relative(visible.sinks.begin) - token;
+    scratch.end_sink[lane] = relative(visible.sinks.end) - token;
   }
+  const bool has_sinks = tile.row.num_sink_tokens > 0;
   const std::size_t tokens_at_once = shape.width / shape.stride;
   const Floats hidden = hn::Set(kFloatTag, kMinusInfinity);
   for (std::size_t c = 0; c < shape.width; c += kLanes) {
     const Floats first = load(scratch.first_visible + c);
     const Floats end = load(scratch.end_visible + c);
+    const Floats first_sink = load(scratch.first_sink + c);
+    const Floats end_sink = load(scratch.end_sink + c);
     for (int t = 0; t < tokens.padded_count; t += static_cast<int>(tokens_at_once)) {
       float* at = scratch.scores + t * shape.stride + c;
       const Floats token = hn::Set(kFloatTag, static_cast<float>(t));
-      const auto visible = hn::And(hn::Ge(token, first), hn::Lt(token, end));
+      auto visible = hn::And(hn::Ge(token, first), hn::Lt(token, end));
+      if (has_sinks) {
+        visible = hn::Or(visible, hn::And(hn::Ge(token, first_sink), hn::Lt(token, end_sink)));
+      }
       store(hn::IfThenElse(visible, load(at), hidden), at);
     }
   }
@@ -77,11 +85,16 @@ inline void hide_by_position(const AttentionCall& call, const QueryTile& tile,
 inline void hide_by_mask(const AttentionCall& call, const QueryTile& tile, const ScoreShape& shape,
                          const TokenTile& tokens, float* scores) {
   const int group = call.shape.group_size();
+  const std::int64_t num_masked = tile.row.num_masked_keys;
+  const std::int64_t first_masked = tile.row.kv_len - num_masked;
+  const int first =
+      static_cast<int>(std::clamp<std::int64_t>(first_masked - tokens.begin, 0, tokens.count));
   for (int r = 0; r < shape.num_rows; ++r) {
-    const std::uint8_t* mask = call.plan.mask.data() + tile.row.mask_begin + tokens.begin +
-                               (tile.first_row + r) / group * tile.row.kv_len;
-    for (int t = 0; t < tokens.count; ++t) {
-      if (mask[t] == 0) scores[t * shape.stride + r] = kMinusInfinity;
+    const std::int64_t begin = tile.row.mask_begin + (tile.first_row + r) / group * num_masked +
+                               tokens.begin - first_masked;
+    for (int t = first; t < tokens.count; ++t) {
+      if (call.plan.mask[static_cast<std::size_t>(begin + t)] == 0)
+        scores[t * shape.stride + r] = kMinusInfinity;
     }
   }
 }

@@ -64,6 +64,8 @@ struct Scratch {
   float* rescale;  // [width], as the two that follow
   float* first_visible;
   float* end_visible;
+  float* first_sink;
+  float* end_sink;
   float* row;       // [dim], one query
   float* progress;  // of each tile
 
@@ -79,6 +81,8 @@ struct Scratch {
     rescale = take(kRowFloats);
     first_visible = take(kRowFloats);
     end_visible = take(kRowFloats);
+    first_sink = take(kRowFloats);
+    end_sink = take(kRowFloats);
     row = take(padded_dim(shape.head_dim));
     progress = memory;
   }
@@ -86,7 +90,7 @@ struct Scratch {
   static std::size_t num_floats(const AttentionShape& shape, int max_tiles) {
     const std::size_t dim = padded_dim(shape.head_dim);
     const std::size_t shared =
-        kTileTokens * (dim + padded_dim(shape.head_dim_v)) + (kTileTokens + 4) * kRowFloats + dim;
+        kTileTokens * (dim + padded_dim(shape.head_dim_v)) + (kTileTokens + 6) * kRowFloats + dim;
     return shared + std::max(kRowFloats * (dim + 2), max_tiles * (kFewRows * dim + 2 * kLanes));
   }
 };

@@ -104,6 +104,28 @@ void copy_pages_cpu(std::span<const Plane> planes, std::span<const PageCopy> cop
   }
 }
 
+void move_tokens_cpu(std::span<const Plane> planes, std::span<const TokenMove> moves) {
+  std::int64_t bytes = 0;
+  for (const Plane& plane : planes) bytes += row_bytes(plane) * plane.num_heads;
+  const int num_threads = copy_threads(bytes * static_cast<std::int64_t>(moves.size()), 0);
+  // As for pages. Of a move keys and values go together: were they the same memory, a second round
+  // of moves would not find what the first one did.
+  const auto num_layers = static_cast<std::int64_t>(planes.size() / 2);
+#pragma omp parallel for num_threads(num_threads) if (num_threads > 1)
+  for (std::int64_t layer = 0; layer < num_layers; ++layer) {
+    for (const TokenMove& move : moves) {
+      if (move.source_page == move.target_page && move.source_slot == move.target_slot) continue;
+      for (const Plane& plane : planes.subspan(2 * static_cast<std::size_t>(layer), 2)) {
+        for (int head = 0; head < plane.num_heads; ++head) {
+          std::memcpy(plane.slot(move.target_page, move.target_slot, head),
+                      plane.slot(move.source_page, move.source_slot, head),
+                      static_cast<std::size_t>(row_bytes(plane)));
+        }
+      }
+    }
+  }
+}
+
 // One plane after the other: where keys and values share memory, values are written second.
 void write_tokens_cpu(std::span<const Plane> planes, std::span<const TensorView> tensors,
                       std::span<const TokenRange> ranges, int num_threads) {

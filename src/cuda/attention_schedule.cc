@@ -18,13 +18,14 @@ std::vector<Fa3Tile> sorted_fa3_tiles(const ScheduleOptions& options, const Atte
                                       std::int64_t count) {
   const AttentionShape& shape = options.shape;
   const std::int64_t tile_rows = fa3_tile_rows(shape);
+  const bool has_mask = plan.needs_mask();
   std::vector<Fa3Tile> tiles;
   std::vector<std::uint64_t> keys;  // by cost, falling, then by place
   tiles.reserve(static_cast<std::size_t>(count));
   keys.reserve(static_cast<std::size_t>(count));
   for (std::size_t i = 0; i < plan.rows.size(); ++i) {
     const AttentionRow& row = plan.rows[i];
-    if (path_of(options, !plan.mask.empty(), row) != RowPath::kFa3) continue;
+    if (path_of(options, has_mask, row) != RowPath::kFa3) continue;
     for (std::int64_t first = 0; first < row.q_len; first += tile_rows) {
       const std::int64_t position = row.kv_len - row.q_len + first;
       std::int64_t end = row.kv_len, begin = 0;
@@ -45,18 +46,19 @@ std::vector<Fa3Tile> sorted_fa3_tiles(const ScheduleOptions& options, const Atte
 
 ScheduleCounts count(const ScheduleOptions& options, const AttentionPlan& plan) {
   const AttentionShape& shape = options.shape;
+  const bool has_mask = plan.needs_mask();
   ScheduleCounts counts;
   counts.rows = static_cast<std::int64_t>(plan.rows.size());
   counts.pages = static_cast<std::int64_t>(plan.page_indices.size());
   for (const AttentionRow& row : plan.rows) {
     const std::int64_t query_rows = row.q_len * shape.group_size();
     const std::int64_t fa2_tiles = ceil_div(query_rows, largest_tile_rows(shape));
-    switch (path_of(options, !plan.mask.empty(), row)) {
+    switch (path_of(options, has_mask, row)) {
       case RowPath::kNone:
         break;
       case RowPath::kSmall: {
         const int tile = std::min(small_tile(shape, query_rows), kNumTiles - 1);
-        const std::int64_t chunks = chunks_of(shape, !plan.mask.empty(), row, tile).count;
+        const std::int64_t chunks = chunks_of(shape, has_mask, row, tile).count;
         counts.small_tokens += row.q_len;
         counts.small_blocks[tile] += chunks;
         counts.partials += row.q_len * chunks;
@@ -70,13 +72,13 @@ ScheduleCounts count(const ScheduleOptions& options, const AttentionPlan& plan) 
         counts.fa3_tiles += ceil_div(row.q_len, fa3_tile_rows(shape));
         break;
     }
-    if (!plan.mask.empty()) counts.mask_bytes += mask_bytes_of(row);
+    if (has_mask) counts.mask_bytes += mask_bytes_of(row);
   }
   return counts;
 }
 
 bool one_chunk_each(const ScheduleOptions& options, const AttentionPlan& plan) {
-  if (!plan.mask.empty()) return false;  // a query may see nothing, which the merge knows
+  if (plan.needs_mask()) return false;  // a query may see nothing, which the merge knows
   return std::all_of(plan.rows.begin(), plan.rows.end(), [&](const AttentionRow& row) {
     const RowPath path = path_of(options, /*has_mask=*/false, row);
     if (path != RowPath::kSmall) return path == RowPath::kNone;
@@ -165,10 +167,11 @@ void check_limits(const ScheduleOptions& options, const AttentionPlan& plan,
 }
 
 void check_capacity(const ScheduleOptions& options, const AttentionPlan& plan) {
-  if (!plan.mask.empty()) {
+  if (plan.needs_mask()) {
     throw UnsupportedError(
-        "plan: a mask with a capacity; on a device masks are not part of a captured graph: plan "
-        "them with an object without a capacity");
+        "plan: a mask, a sequence with a window or one with a tree, with a capacity; on a device "
+        "masks, which windows and trees become, are not part of a captured graph: plan them with "
+        "an object without a capacity");
   }
   const AttentionShape& shape = options.shape;
   for (std::size_t i = 0; i < plan.rows.size(); ++i) {
@@ -187,7 +190,7 @@ Schedule measure_schedule(const ScheduleOptions& options, const AttentionPlan& p
   Schedule schedule;
   schedule.counts = count(options, plan);
   schedule.num_q_tokens = plan.num_q_tokens;
-  schedule.has_mask = !plan.mask.empty();
+  schedule.has_mask = plan.needs_mask();
   schedule.one_chunk_each = one_chunk_each(options, plan);
   if (options.fixed_size()) check_capacity(options, plan);
   const ScheduleCounts size = options.fixed_size() ? largest_counts(options) : schedule.counts;

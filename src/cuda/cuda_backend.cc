@@ -36,6 +36,15 @@ bool are_independent(std::span<const PageCopy> copies) {
   });
 }
 
+// Whether moving tokens of `keys` moves those of `values` too (latent attention).
+bool holds(const Plane& keys, const Plane& values) {
+  const std::int64_t offset = values.data - keys.data;
+  return offset >= 0 &&
+         offset + values.head_dim * size_of(values.dtype) <= keys.head_dim * size_of(keys.dtype) &&
+         keys.page_stride == values.page_stride && keys.token_stride == values.token_stride &&
+         keys.head_stride == values.head_stride;
+}
+
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(int device) : device_(device) {}
@@ -44,13 +53,15 @@ class CudaBackend final : public Backend {
   std::shared_ptr<void> allocate(std::int64_t bytes, Device device) override;
   void copy_pages(std::span<const Plane> planes, std::span<const PageCopy> copies,
                   Stream stream) override;
+  void move_tokens(std::span<const Plane> planes, std::span<const TokenMove> moves,
+                   Stream stream) override;
   void write_tokens(std::span<const Plane> planes, std::span<const TensorView> tensors,
                     std::span<const TokenRange> ranges, Stream stream) override {
-    move_tokens(planes, tensors, ranges, stream, launch_write_tokens);
+    exchange_tokens(planes, tensors, ranges, stream, launch_write_tokens);
   }
   void read_tokens(std::span<const Plane> planes, std::span<const TensorView> tensors,
                    std::span<const TokenRange> ranges, Stream stream) override {
-    move_tokens(planes, tensors, ranges, stream, launch_read_tokens);
+    exchange_tokens(planes, tensors, ranges, stream, launch_read_tokens);
   }
   std::unique_ptr<AttentionKernel> make_attention(const AttentionShape& shape,
                                                   const PlanCapacity& capacity) override {
@@ -75,10 +86,10 @@ class CudaBackend final : public Backend {
   }
 
  private:
-  using MoveTokens = void (*)(std::span<const Plane>, std::span<const TensorView>,
-                              const TokenTable&, cudaStream_t);
-  void move_tokens(std::span<const Plane> planes, std::span<const TensorView> tensors,
-                   std::span<const TokenRange> ranges, Stream stream, MoveTokens launch);
+  using Exchange = void (*)(std::span<const Plane>, std::span<const TensorView>,
+                            const TokenTable&, cudaStream_t);
+  void exchange_tokens(std::span<const Plane> planes, std::span<const TensorView> tensors,
+                       std::span<const TokenRange> ranges, Stream stream, Exchange launch);
 
   // Fills a staging slot by `write(host)`, sends it to the device, and launches what reads it
   // there.
@@ -135,9 +146,10 @@ void CudaBackend::with_upload(const char* call, std::size_t bytes, cudaStream_t 
   staging_.release(slot, stream);
 }
 
-void CudaBackend::move_tokens(std::span<const Plane> planes, std::span<const TensorView> tensors,
-                              std::span<const TokenRange> ranges, Stream stream,
-                              MoveTokens launch) {
+void CudaBackend::exchange_tokens(std::span<const Plane> planes,
+                                  std::span<const TensorView> tensors,
+                                  std::span<const TokenRange> ranges, Stream stream,
+                                  Exchange launch) {
   const std::int64_t page_size = planes[0].page_size;
   const auto pages_of = [page_size](const TokenRange& range) {
     const std::int64_t first = range.first / page_size;
@@ -196,6 +208,28 @@ void CudaBackend::copy_pages(std::span<const Plane> planes, std::span<const Page
                     .num_copies = static_cast<std::int64_t>(copies.size()),
                     .at_once = at_once};
                 launch_copy_pages(list, planes[0], stream_of(stream));
+              });
+}
+
+void CudaBackend::move_tokens(std::span<const Plane> planes, std::span<const TokenMove> moves,
+                              Stream stream) {
+  std::vector<Plane> apart;
+  for (std::size_t i = 0; i < planes.size(); ++i) {
+    if (i % 2 == 0 || !holds(planes[i - 1], planes[i])) apart.push_back(planes[i]);
+  }
+  const std::size_t plane_bytes = apart.size() * sizeof(Plane);
+  const auto write = [&](std::byte* host) {
+    std::memcpy(host, apart.data(), plane_bytes);
+    std::memcpy(host + plane_bytes, moves.data(), moves.size_bytes());
+  };
+  with_upload("move_tokens", plane_bytes + moves.size_bytes(), stream_of(stream), write,
+              [&](const std::byte* device) {
+                const MoveList list{
+                    .planes = reinterpret_cast<const Plane*>(device),
+                    .moves = reinterpret_cast<const TokenMove*>(device + plane_bytes),
+                    .num_planes = static_cast<std::int64_t>(apart.size()),
+                    .num_moves = static_cast<std::int64_t>(moves.size())};
+                launch_move_tokens(list, apart, stream_of(stream));
               });
 }
 

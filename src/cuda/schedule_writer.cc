@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "attention_schedule.h"
+#include "visible_keys.h"
 
 namespace seqattn {
 namespace {
@@ -130,14 +131,16 @@ void Writer::write_large(std::size_t i, std::int64_t& next_block) {
 
 void Writer::write_mask(const AttentionRow& row, std::uint8_t* bits) const {
   std::memset(bits, 0, static_cast<std::size_t>(mask_bytes_of(row)));
-  const std::uint8_t* mask = plan_.mask.data() + row.mask_begin;
+  const std::int64_t first_masked = row.kv_len - row.num_masked_keys;
   for (std::int64_t j = 0; j < row.q_len; ++j) {
-    const std::int64_t position = row.kv_len - row.q_len + j;
-    const std::int64_t begin = shape_.window_left < 0 ? 0 : position - shape_.window_left;
-    const std::int64_t end = shape_.causal ? position + 1 : row.kv_len;
-    for (std::int64_t t = std::max<std::int64_t>(0, begin); t < std::min(end, row.kv_len); ++t) {
-      const std::int64_t at = j * row.kv_len + t;
-      if (mask[at] != 0) bits[at / 8] = static_cast<std::uint8_t>(bits[at / 8] | 1u << at % 8);
+    const std::uint8_t* mask = plan_.mask.data() + row.mask_begin + j * row.num_masked_keys;
+    const KeySet keys = visible_keys(shape_, row, j);
+    for (const KVRange& range : {keys.sinks, keys.window}) {
+      for (std::int64_t t = range.begin; t < range.end; ++t) {
+        if (t >= first_masked && mask[t - first_masked] == 0) continue;
+        const std::int64_t at = j * row.kv_len + t;
+        bits[at / 8] = static_cast<std::uint8_t>(bits[at / 8] | 1u << at % 8);
+      }
     }
   }
 }

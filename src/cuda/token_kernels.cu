@@ -142,6 +142,37 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// A thread takes one vector of a slot, of all heads of one plane, through all moves: it alone reads
+// and writes there, so that the moves follow one another without a word to other threads.
+__global__ void __launch_bounds__(kThreads)
+    move_slots(const Plane* planes, const TokenMove* moves, std::int64_t num_moves) {
+  const Plane& plane = planes[blockIdx.y];
+  const int per_row = plane.head_dim * 2 / kVectorBytes;
+  const int vector = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  if (vector >= plane.num_heads * per_row) return;
+  const bool aligned = (reinterpret_cast<std::uintptr_t>(plane.data) | plane.page_stride |
+                        plane.token_stride | plane.head_stride) %
+                           kVectorBytes ==
+                       0;
+  std::byte* const base =
+      plane.data + vector / per_row * plane.head_stride + vector % per_row * kVectorBytes;
+  for (std::int64_t i = 0; i < num_moves; ++i) {
+    const TokenMove move = moves[i];
+    const std::byte* from =
+        base + move.source_page * plane.page_stride + move.source_slot * plane.token_stride;
+    std::byte* to =
+        base + move.target_page * plane.page_stride + move.target_slot * plane.token_stride;
+    if (aligned) {
+      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+    } else {
+      for (int k = 0; k < kVectorBytes; k += 2) {
+        *reinterpret_cast<std::uint16_t*>(to + k) =
+            *reinterpret_cast<const std::uint16_t*>(from + k);
+      }
+    }
+  }
+}
+
 bool is_aligned(const Side& side) {
   return (reinterpret_cast<std::uintptr_t>(side.plane) |
           reinterpret_cast<std::uintptr_t>(side.tensor) |
@@ -230,6 +261,17 @@ void launch_copy_pages(const PageList& list, const Plane& sample, cudaStream_t s
     copy_pages<<<grid, kThreads, 0, stream>>>(list.planes, list.copies + i);
   }
   check_launch("copy_pages");
+}
+
+void launch_move_tokens(const MoveList& list, std::span<const Plane> planes, cudaStream_t stream) {
+  int most = 0;
+  for (const Plane& plane : planes) {
+    most = std::max(most, plane.num_heads * (plane.head_dim * 2 / kVectorBytes));
+  }
+  const dim3 grid(static_cast<unsigned>((most + kThreads - 1) / kThreads),
+                  static_cast<unsigned>(list.num_planes));
+  move_slots<<<grid, kThreads, 0, stream>>>(list.planes, list.moves, list.num_moves);
+  check_launch("move_tokens");
 }
 
 }  // namespace seqattn

@@ -47,4 +47,15 @@ struct PageList {
 // `sample` is one of the planes, in host memory: the launch takes its size from it.
 void launch_copy_pages(const PageList& list, const Plane& sample, cudaStream_t stream);
 
+// Moves of token slots to be made in every plane, in order; both lists lie in device memory.
+struct MoveList {
+  const Plane* planes = nullptr;
+  const TokenMove* moves = nullptr;
+  std::int64_t num_planes = 0;
+  std::int64_t num_moves = 0;
+};
+
+// `planes` are those of the list, in host memory; no two of them share memory.
+void launch_move_tokens(const MoveList& list, std::span<const Plane> planes, cudaStream_t stream);
+
 }  // namespace seqattn

@@ -14,6 +14,9 @@ bool is_visible(const Row& row, const Options& options, std::int64_t query, std:
   const std::int64_t position = row.kv_len - row.q_len + query;
   if (options.causal && key > position) return false;
   if (options.window_left >= 0 && key < position - options.window_left) return false;
+  const bool is_sink = key < row.num_sink_tokens;
+  const bool is_recent = position - key < row.window;
+  if (row.window > 0 && !is_sink && !is_recent) return false;
   return row.mask.empty() || row.mask[static_cast<std::size_t>(query * row.kv_len + key)] != 0;
 }
 

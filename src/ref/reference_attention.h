@@ -27,6 +27,9 @@ struct Row {
   std::vector<double> v;            // [kv_len, num_kv_heads, head_dim_v]
   std::vector<std::uint8_t> mask;   // empty, or [q_len, kv_len]
   std::vector<double> sink_logits;  // empty, or [num_qo_heads]
+  // > 0: a query sees the last `window` tokens, its own included, and the first num_sink_tokens.
+  std::int64_t window = 0;
+  std::int64_t num_sink_tokens = 0;
 };
 
 struct Result {

@@ -19,6 +19,25 @@ class DescriptorModel {
   struct Sequence {
     std::vector<PageId> pages;
     std::int64_t length = 0;
+    SlidingWindow window = {};
+    // What each slot holds: tokens are numbered as they come. `keep` numbers anew.
+    std::vector<std::int64_t> tokens = {};
+    std::int64_t offset = 0;  // of positions to numbers
+    std::int64_t floor = 0;   // the length when tokens were last numbered anew
+    std::vector<std::int32_t> parents = {};
+
+    std::int64_t next() const { return length - offset; }  // the number of the next token
+    std::int64_t num_slots() const {
+      return static_cast<std::int64_t>(tokens.size() + parents.size());
+    }
+    bool holds(std::int64_t token) const;
+    // Whether a query numbered so finds all that the window lets it see.
+    bool finds_all(std::int64_t query, const SlidingWindow& window) const;
+    bool sees(std::int64_t query, std::int64_t token) const;
+    std::int64_t dropped_to() const;   // as SequenceData has it
+    std::int64_t first_query() const;  // as RowWindow has it
+    std::int64_t num_missing() const { return next() - static_cast<std::int64_t>(tokens.size()); }
+    std::int64_t num_dropped() const { return length - static_cast<std::int64_t>(tokens.size()); }
   };
   using Table = std::map<SeqId, Sequence>;
 
@@ -39,6 +58,11 @@ class DescriptorModel {
   void attach(int descriptor, SeqId id, std::vector<PageId> pages, std::int64_t num_tokens);
   void adopt(int descriptor, SeqId id, std::vector<PageId> pages, std::int64_t num_tokens);
   void truncate(int descriptor, SeqId id, std::int64_t num_tokens);
+  void set_window(int descriptor, SeqId id, SlidingWindow window);
+  Admission allocate_tree(int descriptor, SeqId id, std::span<const std::int32_t> parents,
+                          std::int64_t num_tokens);
+  std::vector<TokenMove> commit_tree(int descriptor, SeqId id, std::span<const std::int32_t> path);
+  std::vector<TokenMove> keep(int descriptor, SeqId id, std::span<const std::int64_t> slots);
   const Sequence& sequence(int descriptor, SeqId id) const;
 
   Stats stats(int descriptor) const;
@@ -53,12 +77,18 @@ class DescriptorModel {
   std::vector<PageId> free_pages;  // front first
   std::vector<std::uint32_t> generations;
   std::array<Table, 2> tables;
-  std::vector<PageId> reclaimable;  // references that the reclaimer holds; none without one
+  std::array<SlidingWindow, 2> windows;  // of the descriptors' sequences to come
+  std::vector<PageId> reclaimable;       // references that the reclaimer holds; none without one
 
  private:
   std::int64_t num_pages_for(std::int64_t num_tokens) const;
   PageId take();  // invents a page where there is none
+  void drop_dead_pages(Sequence& sequence);
   void grow_one(Sequence& sequence, std::int64_t num_tokens, Admission& admission);
+  Admission admit(int descriptor, std::span<const SeqId> ids,
+                  std::span<const std::int64_t> lengths);
+  void cut(Sequence& sequence, std::int64_t num_tokens) const;
+  std::vector<TokenMove> compact(Sequence& sequence, std::span<const std::int64_t> slots);
   bool reclaim(std::int64_t num_pages);
 };
 

@@ -41,7 +41,7 @@ class ListReclaimer : public Reclaimer {
 auto value_of(const Admission& a) { return std::tuple(a.ok, a.needed, a.available, a.copies); }
 auto value_of(const Stats& s) {
   return std::tuple(s.num_sequences, s.num_tokens, s.num_page_references, s.num_pages,
-                    s.num_shared_pages, s.num_free_pages);
+                    s.num_shared_pages, s.num_free_pages, s.num_draft_tokens, s.num_dropped_tokens);
 }
 
 class Operations {
@@ -53,6 +53,7 @@ class Operations {
         model_(static_cast<int>(pool_.num_pages()), pool_.page_size()),
         has_reclaimer_(source_.one_in(3)),
         misuse_(source_.one_in(8)) {
+    model_.windows = {first_.window(), second_.window()};
     if (has_reclaimer_) pool_.set_reclaimer(&reclaimer_);
   }
 
@@ -77,6 +78,10 @@ class Operations {
   void fork();
   void attach_or_adopt(bool attach);
   void truncate();
+  void set_window();
+  void allocate_tree();
+  void commit_tree();
+  void keep();
   void pack();
   void look_up();
   void allocate_pages();
@@ -98,7 +103,14 @@ class Operations {
     }
     ++result_.num_operations;
     if (outcome_of(real) != expected) differ(name, "gave another result");
+    if (misuse_ && expected.thrown != Thrown::kNothing) follow_reclaimer();
     compare_states(name);
+  }
+  // A call may find that a page of its own is gone when its reclaimer, misused, has helped already.
+  void follow_reclaimer() {
+    const std::size_t count = model_.reclaimable.size() - reclaimer_.references.size();
+    model_.unref(std::span(model_.reclaimable).first(count));
+    model_.reclaimable = reclaimer_.references;
   }
   void compare_states(const char* name);
   bool equals(const CacheDescriptor& descriptor, const DescriptorModel::Table& table) const;
@@ -110,12 +122,17 @@ class Operations {
   std::vector<SeqId> known_ids();
   std::pair<std::vector<SeqId>, std::vector<std::int64_t>> growth();
   std::int64_t any_length();
+  SlidingWindow good_window();
+  SlidingWindow any_window();
+  std::vector<std::int32_t> any_parents();
+  std::vector<std::int32_t> any_path(const DescriptorModel::Sequence& sequence);
+  std::vector<std::int64_t> any_slots(const DescriptorModel::Sequence& sequence);
   PageId any_page();
   std::vector<PageId> any_pages();
 
   ByteSource source_;
   PagePool pool_;
-  CacheDescriptor first_{pool_}, second_{pool_};
+  CacheDescriptor first_{pool_, good_window()}, second_{pool_, good_window()};
   ListReclaimer reclaimer_;
   DescriptorModel model_;
   bool has_reclaimer_;
@@ -156,7 +173,10 @@ bool Operations::equals(const CacheDescriptor& descriptor,
     if (!descriptor.contains(id)) return false;
     const SequenceData& actual = descriptor.sequence(id);
     if (actual.kv_page_indices != expected.pages || actual.length != expected.length ||
-        actual.last_page_len != model_.last_page_len(expected)) {
+        actual.last_page_len != model_.last_page_len(expected) ||
+        actual.window != expected.window || actual.num_dropped != expected.num_missing() ||
+        actual.dropped_to != expected.dropped_to() || actual.compacted_to != expected.floor ||
+        actual.tree_parents != expected.parents) {
       return false;
     }
   }
@@ -176,7 +196,11 @@ void Operations::step() {
   constexpr std::array<void (Operations::*)(), 8> kOften = {
       &Operations::allocate, &Operations::try_allocate, &Operations::decode, &Operations::decode,
       &Operations::fork,     &Operations::release,      &Operations::pack,   &Operations::truncate};
-  const int kind = source_.below(16);
+  constexpr std::array<void (Operations::*)(), 4> kLess = {
+      &Operations::set_window, &Operations::allocate_tree, &Operations::commit_tree,
+      &Operations::keep};
+  const int kind = source_.below(20);
+  if (kind >= 16) return (this->*kLess.at(static_cast<std::size_t>(kind - 16)))();
   if (kind < 8) return (this->*kOften.at(static_cast<std::size_t>(kind)))();
   if (kind < 9) return allocate();
   if (kind < 10) return attach_or_adopt(true);
@@ -262,26 +286,85 @@ void Operations::truncate() {
       [&](DescriptorModel& model) { model.truncate(which_, id, num_tokens); });
 }
 
+void Operations::set_window() {
+  const SeqId id = known_id();
+  const SlidingWindow window = any_window();
+  compare(
+      "set_window", [&] { descriptor().set_window(id, window); },
+      [&](DescriptorModel& model) { model.set_window(which_, id, window); });
+}
+
+void Operations::allocate_tree() {
+  const SeqId id = known_id();
+  const std::vector<std::int32_t> parents = any_parents();
+  const std::int64_t num_tokens = source_.one_in(4) ? any_length() : 0;
+  compare(
+      "allocate_tree", [&] { return descriptor().allocate_tree(id, parents, num_tokens); },
+      [&](DescriptorModel& model) {
+        return model.allocate_tree(which_, id, parents, num_tokens).copies;
+      });
+}
+
+void Operations::commit_tree() {
+  SeqId id = known_id();
+  for (const auto& [other, sequence] : table()) {
+    if (!sequence.parents.empty() && !source_.one_in(4)) id = other;
+  }
+  const auto entry = table().find(id);
+  const std::vector<std::int32_t> path =
+      any_path(entry == table().end() ? DescriptorModel::Sequence() : entry->second);
+  compare(
+      "commit_tree", [&] { return descriptor().commit_tree(id, path); },
+      [&](DescriptorModel& model) { return model.commit_tree(which_, id, path); });
+}
+
+void Operations::keep() {
+  const SeqId id = known_id();
+  const auto entry = table().find(id);
+  const std::vector<std::int64_t> slots =
+      any_slots(entry == table().end() ? DescriptorModel::Sequence() : entry->second);
+  compare(
+      "keep", [&] { return descriptor().keep(id, slots); },
+      [&](DescriptorModel& model) { return model.keep(which_, id, slots); });
+}
+
 void Operations::pack() {
-  using Packed = std::array<std::vector<std::int32_t>, 3>;
+  using Lists = std::array<std::vector<std::int32_t>, 3>;
+  using Windows = std::vector<std::array<std::int64_t, 4>>;
+  using Packed = std::tuple<Lists, Windows, std::vector<std::vector<std::int32_t>>>;
   const std::vector<SeqId> ids = known_ids();
   compare(
       "pack_for_flashinfer",
       [&] {
         const auto packed = descriptor().pack_for_flashinfer(ids);
         const auto list = [](auto span) { return std::vector(span.begin(), span.end()); };
-        return Packed{list(packed.kv_page_indices()), list(packed.kv_page_indptr()),
-                      list(packed.kv_last_page_len())};
+        Windows windows;
+        for (const RowWindow& row : packed.columns().windows) {
+          windows.push_back({row.window, row.num_sink_tokens, row.num_dropped, row.first_query});
+        }
+        return Packed{Lists{list(packed.kv_page_indices()), list(packed.kv_page_indptr()),
+                            list(packed.kv_last_page_len())},
+                      windows, packed.columns().trees};
       },
       [&](DescriptorModel& model) {
-        Packed packed = {std::vector<std::int32_t>{}, {0}, {}};
+        Lists packed = {std::vector<std::int32_t>{}, {0}, {}};
+        Windows windows;
+        std::vector<std::vector<std::int32_t>> trees;
+        bool has_windows = false, has_trees = false;
         for (const SeqId id : ids) {
           const auto& sequence = model.sequence(which_, id);
           packed[0].insert(packed[0].end(), sequence.pages.begin(), sequence.pages.end());
           packed[1].push_back(static_cast<std::int32_t>(packed[0].size()));
           packed[2].push_back(model.last_page_len(sequence));
+          has_windows |= sequence.window.window > 0;
+          windows.push_back({sequence.window.window, sequence.window.num_sink_tokens,
+                             sequence.num_missing(), sequence.first_query()});
+          trees.push_back(sequence.parents);
+          has_trees |= !sequence.parents.empty();
         }
-        return packed;
+        if (!has_windows) windows.clear();
+        if (!has_trees) trees.clear();
+        return Packed{packed, windows, trees};
       });
 }
 
@@ -293,8 +376,8 @@ void Operations::look_up() {
   compare(
       "length", [&] { return std::pair(descriptor().length(id), descriptor().num_kv_tokens(id)); },
       [&](DescriptorModel& model) {
-        const std::int64_t length = model.sequence(which_, id).length;
-        return std::pair(length, length);
+        const auto& sequence = model.sequence(which_, id);
+        return std::pair(sequence.length, sequence.num_slots());
       });
 }
 
@@ -364,6 +447,52 @@ std::int64_t Operations::any_length() {
   if (kind == 1) return source_.one_in(2) ? kMost + 1 : std::numeric_limits<std::int64_t>::max();
   if (kind < 8) return source_.below(150);
   return source_.below(3 * pool_.page_size() + 1);
+}
+
+SlidingWindow Operations::good_window() {
+  if (source_.one_in(2)) return {};
+  return {.window = 1 + source_.below(3 * pool_.page_size()),
+          .num_sink_tokens = source_.below(2 * pool_.page_size())};
+}
+
+SlidingWindow Operations::any_window() {
+  SlidingWindow window = good_window();
+  if (source_.one_in(16)) window.window = any_length();
+  if (source_.one_in(16)) window.num_sink_tokens = any_length();
+  return window;
+}
+
+std::vector<std::int32_t> Operations::any_parents() {
+  std::vector<std::int32_t> parents(static_cast<std::size_t>(source_.below(8)));
+  for (std::size_t i = 0; i < parents.size(); ++i) {
+    parents[i] = source_.below(static_cast<int>(i) + 1) - 1;
+    if (source_.one_in(64)) parents[i] += source_.below(3) - 1;
+  }
+  return parents;
+}
+
+// From a leaf, or any other token, up; now and then something else.
+std::vector<std::int32_t> Operations::any_path(const DescriptorModel::Sequence& sequence) {
+  std::vector<std::int32_t> path;
+  const auto num_drafts = static_cast<int>(sequence.parents.size());
+  for (std::int32_t i = source_.below(num_drafts + 1) - 1; i >= 0; i = sequence.parents[i]) {
+    path.insert(path.begin(), i);
+  }
+  if (source_.one_in(16)) path.push_back(source_.below(9) - 1);
+  return path;
+}
+
+// A part of those that are alive; now and then others.
+std::vector<std::int64_t> Operations::any_slots(const DescriptorModel::Sequence& sequence) {
+  std::vector<std::int64_t> slots;
+  const int share = 1 + source_.below(8);
+  const bool any = source_.one_in(16);
+  for (std::size_t slot = 0; slot < sequence.tokens.size(); ++slot) {
+    if (!any && !sequence.sees(sequence.next(), sequence.tokens[slot])) continue;
+    if (source_.below(8) < share) slots.push_back(static_cast<std::int64_t>(slot));
+  }
+  if (source_.one_in(16)) slots.push_back(any_length());
+  return slots;
 }
 
 PageId Operations::any_page() {

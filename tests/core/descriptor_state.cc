@@ -29,8 +29,14 @@ DescriptorState state_of(const CacheDescriptor& descriptor) {
   DescriptorState state{.pool = state_of(descriptor.pool()), .sequences = {}};
   for (const SeqId seq_id : descriptor.seq_ids()) {
     const SequenceData& data = descriptor.sequence(seq_id);
-    state.sequences[seq_id] = {
-        .pages = data.kv_page_indices, .last_page_len = data.last_page_len, .length = data.length};
+    state.sequences[seq_id] = {.pages = data.kv_page_indices,
+                               .last_page_len = data.last_page_len,
+                               .length = data.length,
+                               .window = data.window,
+                               .dropped_to = data.dropped_to,
+                               .num_dropped = data.num_dropped,
+                               .compacted_to = data.compacted_to,
+                               .tree_parents = data.tree_parents};
   }
   return state;
 }
@@ -46,7 +52,10 @@ std::ostream& operator<<(std::ostream& out, const DescriptorState& state) {
   out << state.pool;
   for (const auto& [seq_id, sequence] : state.sequences) {
     out << "\n  sequence " << seq_id << ": length " << sequence.length << ", last_page_len "
-        << sequence.last_page_len;
+        << sequence.last_page_len << ", window " << sequence.window.window << " + "
+        << sequence.window.num_sink_tokens << " sinks, dropped to " << sequence.dropped_to
+        << ", compacted to " << sequence.compacted_to;
+    print_list(out, ", tree", sequence.tree_parents);
     print_list(out, ", pages", sequence.pages);
   }
   return out;

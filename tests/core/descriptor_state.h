@@ -21,6 +21,11 @@ struct SequenceState {
   std::vector<PageId> pages;
   int last_page_len = 0;
   std::int64_t length = 0;
+  SlidingWindow window = {};
+  std::int64_t dropped_to = 0;
+  std::int64_t num_dropped = 0;
+  std::int64_t compacted_to = 0;
+  std::vector<std::int32_t> tree_parents = {};
   friend bool operator==(const SequenceState&, const SequenceState&) = default;
 };
 

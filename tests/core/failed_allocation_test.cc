@@ -128,6 +128,53 @@ TEST(FailedAllocation, OfTruncateChangesNothing) {
   EXPECT_GE(expect_all_or_nothing([](World& w) { w.descriptor.truncate(1, 11); }), 1);
 }
 
+// A window leaves pages behind, own ones and a shared one; the pool is full.
+void make_windows(World& w) {
+  w.descriptor.set_window(1, {.window = 3, .num_sink_tokens = 0});
+  w.descriptor.set_window(2, {.window = 1, .num_sink_tokens = 1});
+  w.descriptor.allocate({9}, {4 * w.manager.available_pages_count()});
+}
+
+TEST(FailedAllocation, OfGrowthWithWindowsChangesNothing) {
+  EXPECT_GE(expect_all_or_nothing(
+                [](World& w) {
+                  w.descriptor.allocate({1, 2, 1}, {1, 1, 1});
+                },
+                make_windows),
+            4);
+  EXPECT_GE(expect_all_or_nothing(
+                [](World& w) {
+                  w.descriptor.allocate({1, 2, 1}, {1, 9, 1});
+                },
+                make_windows),
+            4);
+  EXPECT_EQ(expect_all_or_nothing([](World& w) { w.descriptor.set_window(1, {3, 1}); }), 0);
+}
+
+TEST(FailedAllocation, OfTreesChangesNothing) {
+  EXPECT_GE(expect_all_or_nothing([](World& w) {
+              w.descriptor.allocate_tree(2, {-1, 0, -1, 2}, 2);
+            }),
+            4);
+  const auto plant = [](World& w) { w.descriptor.allocate_tree(1, {-1, -1, 1, 0, 2}); };
+  EXPECT_GE(expect_all_or_nothing(
+                [](World& w) {
+                  w.descriptor.commit_tree(1, {1, 2, 4});
+                },
+                plant),
+            3);
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.descriptor.commit_tree(1, {0, 2}); }, plant), 1);
+  EXPECT_EQ(expect_all_or_nothing([](World& w) { w.descriptor.truncate(1, 10); }, plant), 0);
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.descriptor.pack_for_flashinfer({1}); }, plant),
+            5);
+}
+
+TEST(FailedAllocation, OfKeepChangesNothing) {
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.descriptor.keep(1, {1, 2, 5, 8, 9}); }), 4);
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.descriptor.keep(3, {1, 3}); }), 3);
+  EXPECT_GE(expect_all_or_nothing([](World& w) { w.descriptor.keep(1, {3, 3}); }), 1);
+}
+
 TEST(FailedAllocation, OfPoolCallsChangesNothing) {
   EXPECT_GE(expect_all_or_nothing([](World& w) { w.manager.allocate(2); }), 1);
   EXPECT_GE(expect_all_or_nothing([](World& w) { w.manager.allocate(9); }), 1);

@@ -92,5 +92,22 @@ TEST(FlashInferPackedData, CopiesToADevice) {
   EXPECT_EQ(copy.pool_id(), pool.id());
 }
 
+TEST(PackedData, TakesColumns) {
+  const RowColumns columns{.windows = {{}, {.window = 4, .num_sink_tokens = 1}},
+                           .trees = {{-1, 0}, {}}};
+  const FlashInferPackedData packed({1, 2}, {0, 1, 2}, {3, 2}, columns);
+  EXPECT_EQ(packed.columns(), columns);
+  EXPECT_EQ(FlashInferPackedData({1}, {0, 1}, {3}).columns(), RowColumns());
+  for (const RowColumns& wrong : std::vector<RowColumns>{{.windows = {{}}},
+                                                         {.trees = {{}, {}, {}}},
+                                                         {.windows = {{}, {.window = -1}}},
+                                                         {.windows = {{}, {.num_sink_tokens = 1}}},
+                                                         {.windows = {{.num_dropped = -1}, {}}},
+                                                         {.windows = {{.first_query = -1}, {}}},
+                                                         {.trees = {{0}, {}}}}) {
+    EXPECT_THROW(FlashInferPackedData({1, 2}, {0, 1, 2}, {3, 2}, wrong), InvalidArgumentError);
+  }
+}
+
 }  // namespace
 }  // namespace seqattn

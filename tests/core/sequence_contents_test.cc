@@ -18,8 +18,9 @@
 #include "seqattn/error.h"
 #include "seqattn/paged_kv_cache_manager.h"
 
-// Random growth, forks, truncations and releases over real storage. Tokens are numbered as they are
-// appended; whatever happens to others, every sequence holds the tokens that it was given.
+// Random growth, forks, truncations, windows, trees, `keep` and releases over real storage. Tokens
+// are numbered as they are appended; whatever happens to others, every sequence holds the tokens
+// that it was given.
 namespace seqattn {
 namespace {
 
@@ -44,7 +45,7 @@ class Contents {
 
   void run() {
     while (!source_.empty() && !::testing::Test::HasFailure()) {
-      switch (source_.below(8)) {
+      switch (source_.below(11)) {
         case 0:
           grow(3 * manager_.pool().page_size());
           break;
@@ -59,6 +60,15 @@ class Contents {
           break;
         case 6:
           truncate();
+          break;
+        case 7:
+          set_window();
+          break;
+        case 8:
+          grow_by_a_tree();
+          break;
+        case 9:
+          keep();
           break;
         default:
           release();
@@ -87,11 +97,19 @@ class Contents {
     if (!admission) return;
     num_copies_ += static_cast<std::int64_t>(admission.copies.size());
     if (copies_by_caller_) manager_.copy_pages(admission.copies);
-    std::vector<std::int32_t> indptr = {0};
     const std::int64_t first_token = next_token_;
     for (std::size_t i = 0; i < ids.size(); ++i) {
-      indptr.push_back(indptr.back() + static_cast<std::int32_t>(lengths[i]));
       for (std::int64_t j = 0; j < lengths[i]; ++j) tokens_[ids[i]].push_back(next_token_++);
+    }
+    append(ids, lengths, first_token);
+  }
+
+  // Tokens numbered from first_token on.
+  void append(const std::vector<SeqId>& ids, const std::vector<std::int64_t>& lengths,
+              std::int64_t first_token) {
+    std::vector<std::int32_t> indptr = {0};
+    for (const std::int64_t n : lengths) {
+      indptr.push_back(indptr.back() + static_cast<std::int32_t>(n));
     }
     const auto packed = descriptor().pack_for_flashinfer(ids);
     for (int layer = 0; layer < kLayers; ++layer) {
@@ -112,20 +130,111 @@ class Contents {
     const SeqId parent = any_id(), child = any_id();
     if (!tokens_.contains(parent) || parent == child) return;
     EXPECT_EQ(descriptor().release({child}), tokens_.erase(child));
+    const std::int64_t n = source_.one_in(2) ? descriptor().length(parent) : any_end(parent);
+    const std::int64_t offset = offset_of(parent);
+    try {
+      descriptor().fork(parent, child, n);
+    } catch (const InvalidArgumentError&) {
+      return;  // what it would see was dropped
+    }
     const auto& all = tokens_.at(parent);
-    const auto size = static_cast<std::int64_t>(all.size());
-    const std::int64_t n = source_.one_in(2) ? size : source_.below(static_cast<int>(size) + 1);
-    descriptor().fork(parent, child, n);
-    tokens_[child] = {all.begin(), all.begin() + n};
+    tokens_[child] = {all.begin(), all.begin() + (n - offset)};
   }
 
   void truncate() {
     const SeqId id = any_id();
     if (!tokens_.contains(id)) return;
-    auto& all = tokens_.at(id);
-    const int n = source_.below(static_cast<int>(all.size()) + 1);
-    descriptor().truncate(id, n);
-    all.resize(static_cast<std::size_t>(n));
+    const std::int64_t n = any_end(id), offset = offset_of(id);
+    try {
+      descriptor().truncate(id, n);
+    } catch (const InvalidArgumentError&) {
+      return;
+    }
+    tokens_.at(id).resize(static_cast<std::size_t>(n - offset));
+  }
+
+  void set_window() {
+    const SeqId id = any_id();
+    if (!tokens_.contains(id)) return;
+    try {
+      descriptor().set_window(
+          id, {.window = 1 + source_.below(12), .num_sink_tokens = source_.below(9)});
+    } catch (const InvalidArgumentError&) {
+    }
+  }
+
+  void grow_by_a_tree() {
+    const SeqId id = any_id();
+    if (!tokens_.contains(id)) return;
+    std::vector<std::int32_t> parents(1 + static_cast<std::size_t>(source_.below(7)));
+    for (std::size_t i = 0; i < parents.size(); ++i) {
+      parents[i] = source_.below(static_cast<int>(i) + 1) - 1;
+    }
+    try {
+      const auto copies = descriptor().allocate_tree(id, parents);
+      if (copies_by_caller_) manager_.copy_pages(copies);
+    } catch (const NoPageError&) {
+      return;
+    }
+    const std::int64_t first_token = next_token_;
+    next_token_ += static_cast<std::int64_t>(parents.size());
+    append({id}, {static_cast<std::int64_t>(parents.size())}, first_token);
+    std::vector<std::int32_t> path;
+    for (auto i =
+             static_cast<std::int32_t>(source_.below(static_cast<int>(parents.size()) + 1)) - 1;
+         i >= 0; i = parents[static_cast<std::size_t>(i)]) {
+      path.insert(path.begin(), i);
+    }
+    // The last page shared, where there are tokens in front: then the path moves to another one.
+    const SeqId sharer = 77;
+    if (source_.one_in(2)) descriptor().fork(id, sharer);
+    try {
+      const auto moves = descriptor().commit_tree(id, path);
+      if (copies_by_caller_) manager_.move_tokens(moves);
+      for (const std::int32_t i : path) tokens_[id].push_back(first_token + i);
+    } catch (const NoPageError&) {
+      descriptor().truncate(id, descriptor().length(id));
+    }
+    descriptor().release({sharer});
+  }
+
+  void keep() {
+    const SeqId id = any_id();
+    if (!tokens_.contains(id)) return;
+    const std::vector<std::int64_t> held = held_tokens(id);
+    const auto [window, num_sinks] = descriptor().window(id);
+    const auto num_held = static_cast<std::int64_t>(held.size());
+    std::vector<std::int64_t> slots, kept;
+    for (std::int64_t slot = 0; slot < num_held; ++slot) {
+      const bool is_alive = window == 0 || slot < num_sinks || slot > num_held - window;
+      if (!is_alive || source_.one_in(3)) continue;
+      slots.push_back(slot);
+      kept.push_back(held[static_cast<std::size_t>(slot)]);
+    }
+    try {
+      const auto moves = descriptor().keep(id, slots);
+      if (copies_by_caller_) manager_.move_tokens(moves);
+      if (slots.size() < held.size()) tokens_[id] = kept;
+    } catch (const NoPageError&) {
+    }
+  }
+
+  // Positions less tokens_'s entries.
+  std::int64_t offset_of(SeqId id) {
+    return descriptor().length(id) - static_cast<std::int64_t>(tokens_.at(id).size());
+  }
+  std::int64_t any_end(SeqId id) {
+    return offset_of(id) + source_.below(static_cast<int>(tokens_.at(id).size()) + 1);
+  }
+
+  // What the slots of a sequence hold: all its tokens but those that its window has dropped.
+  std::vector<std::int64_t> held_tokens(SeqId id) {
+    const SequenceData& data = descriptor().sequence(id);
+    std::vector<std::int64_t> held = tokens_.at(id);
+    const std::int64_t missing = data.length - descriptor().num_kv_tokens(id);
+    const auto gap = held.begin() + (data.dropped_to == 0 ? 0 : data.dropped_to - missing);
+    held.erase(gap, gap + data.num_dropped);
+    return held;
   }
 
   void release() {
@@ -139,9 +248,10 @@ class Contents {
   }
 
   void expect_contents() {
-    for (const auto& [id, expected] : tokens_) {
+    for (const auto& [id, tokens] : tokens_) {
+      const std::vector<std::int64_t> expected = held_tokens(id);
       const auto n = static_cast<std::int64_t>(expected.size());
-      ASSERT_EQ(descriptor().length(id), n);
+      ASSERT_EQ(descriptor().num_kv_tokens(id), n);
       for (int layer = 0; layer < kLayers; ++layer) {
         const HostTensor keys(DType::kFloat32, {n, kHeads, kHeadDim});
         const HostTensor values(DType::kFloat32, {n, kHeads, kHeadDimV});
@@ -200,7 +310,7 @@ class Contents {
   CacheDescriptor over_manager_{manager_};
   CacheDescriptor over_pool_{manager_.pool()};
   bool copies_by_caller_;
-  std::map<SeqId, std::vector<std::int64_t>> tokens_;
+  std::map<SeqId, std::vector<std::int64_t>> tokens_;  // since the start, or since `keep`
   std::int64_t next_token_ = 0;
   std::int64_t num_copies_ = 0;
   struct Batch {
@@ -224,7 +334,7 @@ TEST_P(SequenceContents, AreWhatWasAppended) {
     contents.run();
     num_copies += contents.num_copies();
   }
-  EXPECT_GT(num_copies, 1'000);
+  EXPECT_GT(num_copies, 700);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, SequenceContents,

@@ -155,8 +155,13 @@ TEST(CudaCapacity, RefusesWhatAReplayCannotFollow) {
               AllOf(HasSubstr("row 1"), HasSubstr("33 queries"), HasSubstr("up to 32")));
   AttentionPlan masked = fits;
   masked.mask.resize(2 * 32 * 40, 1);
+  for (AttentionRow& row : masked.rows) row.num_masked_keys = row.kv_len;
   EXPECT_THAT(error_of<UnsupportedError>([&] { measure_schedule(options, masked); }),
               HasSubstr("mask"));
+  AttentionPlan windowed = fits;
+  windowed.rows[1].window = 8;
+  EXPECT_THAT(error_of<UnsupportedError>([&] { measure_schedule(options, windowed); }),
+              HasSubstr("window"));
 }
 
 TEST(CudaSchedule, RefusesWhatIndicesOf32BitsDoNotHold) {

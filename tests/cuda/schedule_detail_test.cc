@@ -101,6 +101,7 @@ TEST(CudaMaskBits, HoldMaskWindowAndCausality) {
     AttentionPlan plan = plan_of({{3, 9}, {0, 4}, {1, 1}, {17, 40}, {5, 5}, {80, 90}}, 16);
     for (AttentionRow& row : plan.rows) {
       row.mask_begin = static_cast<std::int64_t>(plan.mask.size());
+      row.num_masked_keys = row.kv_len;
       for (std::int64_t i = 0; i < row.q_len * row.kv_len; ++i) {
         plan.mask.push_back(random() % 3 == 0 ? 0 : static_cast<std::uint8_t>(1 + random() % 255));
       }
