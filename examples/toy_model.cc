@@ -101,11 +101,12 @@ std::vector<Logits> Model::forward(CacheDescriptor& sequences, const std::vector
   return logits;
 }
 
-Logits recompute(const Tokens& tokens) {
+Logits recompute(const Tokens& tokens, const SlidingWindow& window) {
   const auto last = static_cast<std::int64_t>(tokens.size()) - 1;
   const auto q = features(kQuery, tokens.back(), last, kWidth);
   std::vector<double> out(kWidth), sums(kNumQoHeads);
   for (std::int64_t t = 0; t <= last; ++t) {
+    if (window.window > 0 && t >= window.num_sink_tokens && t <= last - window.window) continue;
     const auto k = features(kKey, tokens[t], t, kNumHeads * kHeadDim);
     const auto v = features(kValue, tokens[t], t, kNumHeads * kHeadDim);
     for (int head = 0; head < kNumQoHeads; ++head) {

@@ -35,8 +35,9 @@ class Model {
 };
 
 // What may follow the last of these tokens, computed from all of them in double precision, without
-// a cache and without seqattn: what `forward` has to say too.
-Logits recompute(const Tokens& tokens);
+// a cache and without seqattn's attention: what `forward` has to say too. With a window the last
+// token sees that many, itself included, and the first sinks.
+Logits recompute(const Tokens& tokens, const seqattn::SlidingWindow& window = {});
 
 // A guess of the same from the last token alone, leaving out the attention layer: nearly free, and
 // right now and then.

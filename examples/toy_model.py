@@ -52,14 +52,29 @@ class Model:
         """Grows each sequence by its tokens, as one batch; for every one of them, in order, what may follow it."""
         lengths = [len(tokens) for tokens in new_tokens.values()]
         starts = [sequences.length(seq_id) if seq_id in sequences else 0 for seq_id in new_tokens]
-        tokens = np.array([token for some in new_tokens.values() for token in some], np.int64)
         positions = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, lengths)])
-        q = features(QUERY, tokens, positions).reshape(-1, NUM_QO_HEADS, HEAD_DIM)
-        k, v = keys_and_values(tokens, positions)
-        # A real model would do the last two for each of its layers.
         sequences.allocate(list(new_tokens), lengths)
-        self._attention.plan(sequences.pack_for_flashinfer(list(new_tokens)), np.cumsum([0, *lengths]))
-        self._attention.append_kv(k, v)
+        return self._run(sequences, new_tokens, positions)
+
+    def forward_tree(
+        self, sequences: seqattn.CacheDescriptor, seq_id: int, tokens: list[int], parents: list[int]
+    ) -> np.ndarray:
+        """Appends a tree of draft tokens, each behind its parent; for every one of them, what may follow it."""
+        depths: list[int] = []
+        for parent in parents:
+            depths.append(0 if parent < 0 else depths[parent] + 1)
+        sequences.allocate_tree(seq_id, parents)
+        return self._run(sequences, {seq_id: tokens}, sequences.length(seq_id) + np.array(depths))
+
+    def _run(
+        self, sequences: seqattn.CacheDescriptor, new_tokens: dict[int, list[int]], positions: np.ndarray
+    ) -> np.ndarray:
+        tokens = np.array([token for some in new_tokens.values() for token in some], np.int64)
+        q = features(QUERY, tokens, positions).reshape(-1, NUM_QO_HEADS, HEAD_DIM)
+        indptr = np.cumsum([0, *(len(some) for some in new_tokens.values())])
+        self._attention.plan(sequences.pack_for_flashinfer(list(new_tokens)), indptr)
+        # A real model would do the rest for each of its layers.
+        self._attention.append_kv(*keys_and_values(tokens, positions))
         return logits_of(tokens, positions, self._attention.run(q))
 
 
@@ -76,6 +91,11 @@ def recompute(tokens: list[int], window: int = 0, num_sink_tokens: int = 0) -> n
         shares[..., (positions >= num_sink_tokens) & (positions < len(tokens) - window)] = 0
     attended = np.einsum("hgt,thd->hgd", shares, v) / shares.sum(axis=-1, keepdims=True)
     return logits_of(all_tokens[-1:], positions[-1:], attended)[0]
+
+
+def guess(token: int, position: int) -> np.ndarray:
+    """A guess of the same from the last token alone, leaving out the attention layer: right now and then."""
+    return logits_of(np.array([token]), np.array([position]), np.zeros(WIDTH))[0]
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

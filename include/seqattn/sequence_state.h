@@ -22,6 +22,11 @@ namespace seqattn {
 struct SequenceStateInfo {
   std::int64_t length = 0;         // the next absolute position
   std::int64_t num_kv_tokens = 0;  // token slots held
+  // As SequenceData has them: what the window is, and what it and `keep` have dropped.
+  SlidingWindow window = {};
+  std::int64_t dropped_to = 0;
+  std::int64_t num_dropped = 0;
+  std::int64_t compacted_to = 0;
   int num_layers = 0;
   int num_heads = 0;   // KV heads
   int head_dim = 0;    // elements of a key
@@ -52,8 +57,8 @@ class SEQATTN_EXPORT ByteSource {
 };
 
 // Writes the state of a sequence: tokens, lengths and the model's shape, in the cache's dtype.
-// Throws UnknownSequenceError, InvalidArgumentError for a descriptor over a bare pool. A const
-// call: others may run at the same time. O(bytes written).
+// Throws UnknownSequenceError; InvalidArgumentError for a descriptor over a bare pool, and for a
+// sequence with a pending tree. A const call: others may run at the same time. O(bytes written).
 SEQATTN_EXPORT void save_sequence(const CacheDescriptor& descriptor, SeqId seq_id, ByteSink& sink,
                                   Stream stream = {});
 
@@ -69,8 +74,9 @@ SEQATTN_EXPORT std::vector<std::byte> save_sequence(const CacheDescriptor& descr
 SEQATTN_EXPORT void save_sequence(const CacheDescriptor& descriptor, SeqId seq_id,
                                   const std::filesystem::path& path, Stream stream = {});
 
-// Starts a sequence from a saved state, read to its last byte and no further. The sequence is there
-// when the call returns; when it throws nothing has changed.
+// Starts a sequence from a saved state, read to its last byte and no further: with its own window,
+// whatever that of the descriptor's new sequences. It is there when the call returns; when it
+// throws nothing has changed.
 //
 // In a cache of the state's dtype the tokens are the same bits. In another they pass through
 // float32 and round to nearest, ties to even; float16 overflows to infinity beyond 65504.

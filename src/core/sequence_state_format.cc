@@ -80,10 +80,10 @@ void check_begin(std::span<const std::byte> bytes, std::string_view name) {
   }
 }
 
-// What a header may say, once its checksum is right.
+// What a header may say, once its checksum is right; CacheDescriptor::attach checks the rest.
 bool is_sound(const SequenceStateInfo& info) noexcept {
   return std::min({info.num_layers, info.num_heads, info.head_dim, info.head_dim_v}) >= 1 &&
-         info.num_kv_tokens >= 0 && info.length == info.num_kv_tokens && state_bytes(info) >= 0;
+         info.num_kv_tokens >= 0 && info.length >= info.num_kv_tokens && state_bytes(info) >= 0;
 }
 
 }  // namespace
@@ -120,6 +120,11 @@ StateHeader encode_state_header(const SequenceStateInfo& info) noexcept {
   out.put(static_cast<std::uint32_t>(info.head_dim_v));
   out.put(info.length);
   out.put(info.num_kv_tokens);
+  out.put(info.window.window);
+  out.put(info.window.num_sink_tokens);
+  out.put(info.dropped_to);
+  out.put(info.num_dropped);
+  out.put(info.compacted_to);
   store_checksum(state_checksum(std::span(header).first(kChecksumAt), 0), &header[kChecksumAt]);
   return header;
 }
@@ -142,6 +147,11 @@ SequenceStateInfo decode_state_header(std::span<const std::byte> bytes, std::str
   }
   info.length = in.get<std::int64_t>();
   info.num_kv_tokens = in.get<std::int64_t>();
+  info.window.window = in.get<std::int64_t>();
+  info.window.num_sink_tokens = in.get<std::int64_t>();
+  info.dropped_to = in.get<std::int64_t>();
+  info.num_dropped = in.get<std::int64_t>();
+  info.compacted_to = in.get<std::int64_t>();
   if (dtype < kDTypes.size()) info.dtype = kDTypes[dtype];
   if (dtype >= kDTypes.size() || !is_sound(info)) {
     refuse(name, ": the header describes no sequence that this build knows");

@@ -113,6 +113,23 @@ void read_tokens(StateReader& reader, PagedKVCacheManager& manager, std::span<co
   });
 }
 
+// Shares the pages that hold the tokens now, as the sequence that the state describes.
+void attach(CacheDescriptor& descriptor, SeqId seq_id, SequenceData data,
+            const StateReader& reader) {
+  const SequenceStateInfo& info = reader.info();
+  data.length = info.length;
+  data.window = info.window;
+  data.dropped_to = info.dropped_to;
+  data.num_dropped = info.num_dropped;
+  data.compacted_to = info.compacted_to;
+  try {
+    descriptor.attach(seq_id, data);
+  } catch (const InvalidArgumentError& error) {
+    throw SequenceStateError(
+        concat(reader.name(), ": the header describes no sequence that can be: ", error.what()));
+  }
+}
+
 SequenceStateInfo restore(CacheDescriptor& descriptor, SeqId seq_id, ByteSource& source,
                           bool has_to_end, Stream stream) {
   PagedKVCacheManager& manager = manager_of(descriptor, "restore_sequence");
@@ -129,7 +146,7 @@ SequenceStateInfo restore(CacheDescriptor& descriptor, SeqId seq_id, ByteSource&
   if (!growth.prepare(stream)) throw NoPageError(growth.needed(), growth.available());
   read_tokens(reader, manager, staging.pages(0), stream);
   if (has_to_end) reader.expect_end();
-  descriptor.attach(seq_id, staging.pages(0), reader.info().num_kv_tokens);
+  attach(descriptor, seq_id, staging.sequence(0), reader);
   growth.commit();
   return reader.info();
 }

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "atomic_file.h"
+#include "message.h"
 #include "seqattn/paged_kv_cache_manager.h"
 #include "seqattn/sequence_state.h"
 #include "sequence_state_records.h"
@@ -31,8 +32,16 @@ ByteSink::~ByteSink() = default;  // out of line, so that it has one vtable
 
 SequenceStateInfo sequence_state_info(const CacheDescriptor& descriptor, SeqId seq_id) {
   const KVCacheConfig& config = manager_of(descriptor, "save_sequence").config();
-  SequenceStateInfo info{.length = descriptor.length(seq_id),
+  const SequenceData& data = descriptor.sequence(seq_id);
+  require(data.tree_parents.empty(), "save_sequence: sequence ", seq_id, " has a pending tree of ",
+          data.tree_parents.size(),
+          " draft tokens; expected none: commit_tree, or truncate to its length, ends it");
+  SequenceStateInfo info{.length = data.length,
                          .num_kv_tokens = descriptor.num_kv_tokens(seq_id),
+                         .window = data.window,
+                         .dropped_to = data.dropped_to,
+                         .num_dropped = data.num_dropped,
+                         .compacted_to = data.compacted_to,
                          .num_layers = config.num_layers,
                          .num_heads = config.num_heads,
                          .head_dim = config.head_dim,

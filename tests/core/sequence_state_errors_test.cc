@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -55,6 +56,19 @@ class SequenceStateErrors : public ::testing::Test {
     EXPECT_EQ(cache_.bits(1), held);
     cache_.descriptor.check_invariants();
     return message;
+  }
+
+  // A header, and behind it the records of state_, with the checksums that follow from it.
+  State with_records(State header) const {
+    const std::size_t record = (state_.size() - kStateHeaderBytes) / 3;
+    std::uint64_t seed = load_checksum(&header[kStateHeaderBytes - kChecksumBytes]);
+    for (int layer = 0; layer < 3; ++layer) {
+      const std::size_t at = header.size();
+      header.insert(header.end(), &state_[at], &state_[at] + record);
+      seed = state_checksum({&header[at], record - kChecksumBytes}, seed);
+      store_checksum(seed, &header[at + record - kChecksumBytes]);
+    }
+    return header;
   }
 
   template <class Exception = SequenceStateError>
@@ -148,6 +162,17 @@ TEST_F(SequenceStateErrors, HeadersThatMakeNoSense) {
         with([](Info& info) { ++info.num_kv_tokens; }),
         with([](Info& info) { info.num_layers = info.num_heads = info.head_dim = 0x7fffffff; })}) {
     EXPECT_THAT(refusal_of(state), HasSubstr("describes no sequence that this build knows"));
+  }
+  // Windows and compactions that cannot be.
+  for (const State& state : {with([](Info& info) { info.window.window = -1; }),
+                             with([](Info& info) { info.window.num_sink_tokens = 2; }),
+                             with([](Info& info) { info.dropped_to = info.num_dropped = 3; }),
+                             with([](Info& info) { info.num_dropped = -3; }),
+                             with([](Info& info) { info.compacted_to = 99; }),
+                             with([](Info& info) { info.length += 5; }), with([](Info& info) {
+                               info.length = std::numeric_limits<std::int64_t>::max();
+                             })}) {
+    EXPECT_THAT(refusal_of(with_records(state)), HasSubstr("describes no sequence that can be"));
   }
   // Plausible, and larger than the pool.
   const auto message = refusal_of<NoPageError>(

@@ -238,11 +238,11 @@ TEST(SequenceState, HasTheDocumentedBytes) {
       2,    0,    0,    0,    1,    0,    0,    0,                 // head_dim, head_dim_v
       3,    0,    0,    0,    0,    0,    0,    0,                 // length
       3,    0,    0,    0,    0,    0,    0,    0,                 // num_kv_tokens
-      0,    0,    0,    0,    0,    0,    0,    0,                 // reserved
-      0,    0,    0,    0,    0,    0,    0,    0,                 //
-      0,    0,    0,    0,    0,    0,    0,    0,                 //
-      0,    0,    0,    0,    0,    0,    0,    0,                 //
-      0,    0,    0,    0,    0,    0,    0,    0,                 //
+      0,    0,    0,    0,    0,    0,    0,    0,                 // window
+      0,    0,    0,    0,    0,    0,    0,    0,                 // num_sink_tokens
+      0,    0,    0,    0,    0,    0,    0,    0,                 // dropped_to
+      0,    0,    0,    0,    0,    0,    0,    0,                 // num_dropped
+      0,    0,    0,    0,    0,    0,    0,    0,                 // compacted_to
       0xfd, 0x3e, 0x18, 0xa6, 0xd4, 0x98, 0x00, 0x5e,              // checksum
       0x80, 0x3f, 0x00, 0x40, 0x40, 0x40, 0x80, 0x40, 0xa0, 0x40,  // keys
       0xc0, 0x40,                                                  //

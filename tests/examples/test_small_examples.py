@@ -9,6 +9,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = {
     "beam_search.py": "4 beams of 34 tokens: 12 pages where 36 would be without sharing\n",
+    "chat_server.py": "60 turns of 7 chats: 1148 of 7236 tokens were computed\n",
     "parallel_sampling.py": "8 answers share the prompt's 7 pages: 49 are saved\n",
 }
 

@@ -53,6 +53,11 @@ def test_bytes_restore_into_another_page_size_and_layout(rng, dtype, num_tokens)
     expected = SequenceStateInfo(
         length=num_tokens,
         num_kv_tokens=num_tokens,
+        window=0,
+        num_sink_tokens=0,
+        dropped_to=0,
+        num_dropped=0,
+        compacted_to=0,
         num_layers=2,
         num_heads=2,
         head_dim=8,
