@@ -7,7 +7,7 @@ mapfile -t cpp < <(git ls-files --cached --others --exclude-standard '*.cc' '*.h
 # src/cuda is not in the build that clang-tidy reads: that takes CUDA's headers. For tests and bench the
 # warnings of clang, which compiles them in .ci/run, have to do.
 mapfile -t translation_units < <(git ls-files --cached --others --exclude-standard \
-  'src/*.cc' 'examples/*.cc' 'python/src/*.cc' ':!src/cuda')
+  'src/*.cc' 'cli/*.cc' 'examples/*.cc' 'python/src/*.cc' ':!src/cuda')
 
 if [[ ${1:-} == --fix ]]; then
   clang-format-14 -i "${cpp[@]}"

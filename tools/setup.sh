@@ -3,7 +3,7 @@
 # .venv. Where nothing is missing it does nothing.
 source "$(dirname "$0")/common.sh"
 
-packages=(g++ cmake ninja-build libhwy-dev libxxhash-dev)
+packages=(g++ cmake ninja-build libhwy-dev libxxhash-dev libcli11-dev nlohmann-json3-dev libpng-dev)
 requirements=()
 
 add_python() {
