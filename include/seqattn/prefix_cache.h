@@ -151,9 +151,9 @@ class SEQATTN_EXPORT PrefixCache : public Reclaimer {
   // than a page, is left. What the cache holds already stays as it is and counts as used; it keeps
   // the higher priority and the longer ttl. Returns how many pages are new to the cache.
   // Throws UnknownSequenceError; InvalidArgumentError for a descriptor of another pool, more tokens
-  // than the sequence has, a sequence whose first tokens were dropped, a page that is cached
-  // already under other tokens or another salt, and a ttl that is not above 0. As match, and
-  // O(new tokens).
+  // than the sequence's length, a sequence of which a window or `keep` has dropped tokens, a page
+  // that is cached already under other tokens or another salt, and a ttl that is not above 0. As
+  // match, and O(new tokens).
   std::int64_t insert(const CacheDescriptor& descriptor, SeqId seq_id, TokenIds tokens,
                       std::string_view salt = {}, const InsertOptions& options = {});
 

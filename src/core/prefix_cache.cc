@@ -99,9 +99,10 @@ std::int64_t PrefixCache::insert(const CacheDescriptor& descriptor, SeqId seq_id
                                  std::string_view salt, const InsertOptions& options) {
   State& state = *state_;
   check_pool(descriptor, state.pool);
-  const std::int64_t length = descriptor.length(seq_id);
-  require(length == descriptor.num_kv_tokens(seq_id), "seq_id: got sequence ", seq_id,
-          ", whose first tokens were dropped; expected one that holds them all");
+  const SequenceData& sequence = descriptor.sequence(seq_id);
+  const std::int64_t length = sequence.length;  // a pending tree lies behind
+  require(sequence.kept_from() == 0, "seq_id: got sequence ", seq_id,
+          ", of which a window or keep has dropped tokens; expected one that holds them all");
   require(static_cast<std::int64_t>(tokens.size()) <= length, "tokens: got ", tokens.size(),
           " for sequence ", seq_id, " of length ", length, "; expected no more than that");
   require(options.ttl.count() > 0, "ttl: got ", options.ttl.count(), " ns; expected more than 0");
@@ -117,9 +118,10 @@ std::int64_t PrefixCache::insert(const CacheDescriptor& descriptor, SeqId seq_id
   if (num_old_pages == num_pages) {
     end = state.end_of(place);
   } else {
-    end = &state.add(place, salt, whole.subspan(num_old_tokens),
-                     descriptor.pages(seq_id).subspan(num_old_pages, num_pages - num_old_pages),
-                     num_old_pages);
+    end = &state.add(
+        place, salt, whole.subspan(num_old_tokens),
+        std::span(sequence.kv_page_indices).subspan(num_old_pages, num_pages - num_old_pages),
+        num_old_pages);
   }
   if (end == nullptr) return 0;
   for (PrefixNode* node = end; !node->is_root(); node = node->parent) {

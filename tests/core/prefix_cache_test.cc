@@ -238,6 +238,46 @@ TEST_F(PrefixCacheTest, RefusesInsertsThatCannotBeTrue) {
   EXPECT_EQ(cache_.stats().num_salts, 1);
 }
 
+// Eight tokens held, of a sequence of eight; but the first four are gone and a tree is pending.
+TEST_F(PrefixCacheTest, StoresNothingOfASequenceThatHasDroppedTokens) {
+  start(1, tokens(0, 4));
+  sequences_.set_window(1, {.window = 2});
+  sequences_.allocate({1}, {4});
+  sequences_.allocate({1}, {1});
+  sequences_.allocate_tree(1, {-1, 0, 1, 2, 3, 4, 5, 6});
+  ASSERT_LT(sequences_.pages(1).size(), 5u);
+  EXPECT_THAT(error_of([&] { cache_.insert(sequences_, 1, tokens(0, 4)); }),
+              HasSubstr("has dropped tokens"));
+  start(2, tokens(20, 8));
+  sequences_.keep(2, {0, 1, 2, 3, 6});
+  EXPECT_THAT(error_of([&] { cache_.insert(sequences_, 2, tokens(20, 4)); }),
+              HasSubstr("has dropped tokens"));
+  EXPECT_EQ(cache_.stats().num_pages, 0);
+}
+
+TEST_F(PrefixCacheTest, StoresNoDraftTokens) {
+  start(1, tokens(0, 6));
+  sequences_.allocate_tree(1, {-1, 0, 1});
+  EXPECT_THROW(cache_.insert(sequences_, 1, tokens(0, 8)), InvalidArgumentError);
+  EXPECT_EQ(cache_.insert(sequences_, 1, tokens(0, 6)), 1);
+  sequences_.commit_tree(1, {0, 1});
+  EXPECT_EQ(cache_.insert(sequences_, 1, tokens(0, 8)), 1);
+  EXPECT_EQ(cache_.match(tokens(0, 9)).num_tokens(), 8);
+}
+
+// A sequence under a window starts over a cached prefix and gives its pages up as it grows.
+TEST_F(PrefixCacheTest, ServesSequencesWithWindows) {
+  store(tokens(0, 12));
+  cache_.attach(sequences_, 1, cache_.match(tokens(0, 13)));
+  sequences_.set_window(1, {.window = 2});
+  sequences_.allocate({1}, {1});
+  EXPECT_EQ(sequences_.length(1), 13);
+  EXPECT_LT(sequences_.num_kv_tokens(1), 13);
+  EXPECT_EQ(cached(tokens(0, 12)), 12);
+  sequences_.allocate({1}, {4});
+  EXPECT_EQ(cache_.evict(8), 3);
+}
+
 // A table that lists a page twice, as attach allows.
 TEST_F(PrefixCacheTest, HoldsNoPageTwice) {
   start(1, tokens(0, 4));
