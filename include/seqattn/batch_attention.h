@@ -22,7 +22,8 @@ struct AttentionOptions {
   int num_qo_heads = 0;
   // Query j of a row sees keys up to its own position, kv_len - q_len + j.
   bool causal = true;
-  // >= 0: a query sees no more than that many keys before its position; -1: all.
+  // >= 0: a query sees no more than that many keys before its position; -1: all. A sequence's own
+  // window (CacheDescriptor) counts besides.
   int window_left = -1;
   // The factor of q . k, from -1e18 to 1e18; 1 / sqrt(head_dim) unless set.
   std::optional<float> sm_scale = {};
@@ -97,8 +98,10 @@ class SEQATTN_EXPORT BatchAttention {
   // until a planned page is freed (debug builds check). O(pages). Throws InvalidArgumentError,
   // leaving the previous plan in place, for tables that are no batch of this pool, an indptr that
   // falls or has another size, 0 < kv_len < q_len under a causal mask, a mask of another size, a
-  // batch beyond the capacity. A row without keys (q_len > kv_len == 0) is planned whatever its
-  // queries: they see nothing.
+  // batch beyond the capacity, queries that would see what their row's window has dropped. A row
+  // with a window or a pending tree (CacheDescriptor) is masked accordingly; on a device with a
+  // capacity, as a mask is, it raises UnsupportedError. A row without keys (q_len > kv_len == 0) is
+  // planned whatever its queries: they see nothing.
   void plan(const FlashInferPackedData& packed, ListView<std::int32_t> qo_indptr,
             const PlanInputs& inputs = {}, Stream stream = {});
 

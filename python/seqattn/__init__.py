@@ -26,7 +26,17 @@ from ._errors import (
     UnknownSequenceError,
     UnsupportedError,
 )
-from ._types import Admission, CacheEvent, PageCopy, PrefixCacheStats, SequenceData, SequenceStateInfo, Stats
+from ._types import (
+    Admission,
+    CacheEvent,
+    PageCopy,
+    PrefixCacheStats,
+    SequenceData,
+    SequenceStateInfo,
+    SlidingWindow,
+    Stats,
+    TokenMove,
+)
 
 __version__ = version()
 
@@ -52,7 +62,9 @@ __all__ = [
     "SequenceData",
     "SequenceStateError",
     "SequenceStateInfo",
+    "SlidingWindow",
     "Stats",
+    "TokenMove",
     "UnknownSequenceError",
     "UnsupportedError",
     "__version__",

@@ -266,6 +266,13 @@ class PagedKVCacheManager:
         Raises InvalidArgumentError for an unknown or free page.
         """
 
+    def move_tokens(self, moves: Iterable[tuple[SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex]]) -> None:
+        """
+        Copies token slots (source page, source slot, target page, target slot) in every layer, in order.
+
+        Raises InvalidArgumentError for an unknown page or slot, and a target that is free or shared.
+        """
+
 class FlashInferPackedData:
     """
     A batch as CSR arrays, the form that paged attention kernels read. Immutable.
@@ -275,7 +282,7 @@ class FlashInferPackedData:
     Data that a descriptor packed is tied to its pool (pool_id): the pages must be live there. Copies are tied to it too; what comes out of a pickle is tied to none, as arrays of the caller's own are, and lies in host memory.
     """
 
-    def __init__(self, kv_page_indices: Iterable[int], kv_page_indptr: Iterable[int], kv_last_page_len: Iterable[int]) -> None: ...
+    def __init__(self, kv_page_indices: Iterable[int], kv_page_indptr: Iterable[int], kv_last_page_len: Iterable[int], windows: Iterable[tuple[int, int, int, int]] | None = None, trees: Iterable[Iterable[int]] | None = None) -> None: ...
 
     @property
     def kv_page_indices(self) -> Any:
@@ -292,6 +299,18 @@ class FlashInferPackedData:
     @property
     def kv_last_page_len(self) -> Any:
         """int32 [batch_size]: tokens on the row's last page, 0 without pages."""
+
+    @property
+    def windows(self) -> list[tuple[int, int, int, int]]:
+        """
+        Of each row window, num_sink_tokens, num_dropped (tokens between the sinks and the rest) and first_query (the first slot that may ask); empty where no row has a window.
+        """
+
+    @property
+    def trees(self) -> list[list[int]]:
+        """
+        Of each row the parents of the draft tokens in its last slots; empty where no row has a tree.
+        """
 
     @property
     def batch_size(self) -> int:
@@ -322,7 +341,7 @@ class FlashInferPackedData:
         """
 
     def __eq__(self, other: object, /) -> bool:
-        """Whether the three arrays hold the same."""
+        """Whether the arrays, windows and trees hold the same."""
 
     def __hash__(self) -> int: ...
 
@@ -334,10 +353,10 @@ class CacheDescriptor:
 
     Batch calls handle ids in order, as if one call were made for each, but all or nothing: a call that raises has changed nothing. A page with a count above 1 is never written: when a sequence whose last, partly filled page is shared grows, the page is replaced by a copy.
 
-    seq_id_to_data: sequences to start with, taking over references that the caller holds, as adopt does.
+    seq_id_to_data: sequences to start with, taking over references that the caller holds, as adopt does. window, num_sink_tokens: the window of sequences to come, as set_window has it.
     """
 
-    def __init__(self, cache_manager: PagedKVCacheManager | PagePool, seq_id_to_data: Mapping[int, seqattn._types.SequenceData] | None = None) -> None: ...
+    def __init__(self, cache_manager: PagedKVCacheManager | PagePool, seq_id_to_data: Mapping[int, seqattn._types.SequenceData] | None = None, *, window: SupportsIndex = 0, num_sink_tokens: SupportsIndex = 0) -> None: ...
 
     @property
     def cache_manager(self) -> PagedKVCacheManager | PagePool:
@@ -369,11 +388,49 @@ class CacheDescriptor:
 
     def truncate(self, seq_id: SupportsIndex, num_tokens: SupportsIndex) -> None:
         """
-        Drops the tokens from num_tokens on, and the pages that held only them.
+        Drops the tokens from position num_tokens on, a pending tree with them, and the pages that held only them.
+
+        Raises InvalidArgumentError too where the next token would see what was dropped.
         """
 
     def clear(self) -> None:
         """Releases every sequence."""
+
+    def set_window(self, seq_id: SupportsIndex, window: SupportsIndex = 0, num_sink_tokens: SupportsIndex = 0) -> None:
+        """
+        Lets a sequence see its last window tokens, the query's own included, and its first num_sink_tokens; 0: all.
+
+        Pages that hold nothing of that go back to the pool when the sequence grows. Raises UnknownSequenceError; InvalidArgumentError for a negative number, sinks without a window, or a window that would see what was dropped.
+        """
+
+    def window(self, seq_id: SupportsIndex | None = None) -> seqattn._types.SlidingWindow:
+        """The window of a sequence, or of sequences to come."""
+
+    def kept_from(self, seq_id: SupportsIndex) -> int:
+        """
+        The position from which on every token is held, one a slot; 0 where none was dropped.
+        """
+
+    def allocate_tree(self, seq_id: SupportsIndex, parents: Iterable[int], num_tokens: SupportsIndex = 0) -> list[seqattn._types.PageCopy]:
+        """
+        Grows the sequence by num_tokens tokens, then appends draft tokens as a pending tree.
+
+        Draft token i is a child of parents[i] < i, or of the sequence's last token where that is -1. length does not count the tree. A draft token sees the sequence, its ancestors and itself. commit_tree, or truncate to the length, ends the tree; until then the sequence does not grow. Returns and raises as allocate does.
+        """
+
+    def commit_tree(self, seq_id: SupportsIndex, path: Iterable[int]) -> list[seqattn._types.TokenMove]:
+        """
+        Makes a path of the tree, from a child of the last token down, the next tokens; the rest is dropped.
+
+        Returns the token moves: already made over a manager, the caller's to make, in order, over a bare pool.
+        """
+
+    def keep(self, seq_id: SupportsIndex, token_indices: Iterable[int]) -> list[seqattn._types.TokenMove]:
+        """
+        Keeps these of the slots held, in order, and gives up the rest; length stays.
+
+        Raises InvalidArgumentError for indices that do not ascend in [0, num_kv_tokens), a pending tree, or a token that the window has left behind. Returns what commit_tree does.
+        """
 
     def fork(self, parent: SupportsIndex, child: SupportsIndex, num_tokens: SupportsIndex | None = None) -> None:
         """

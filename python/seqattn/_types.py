@@ -45,6 +45,22 @@ class PageCopy(NamedTuple):
     target: int
 
 
+class TokenMove(NamedTuple):
+    """Copy one token slot onto another, in every layer."""
+
+    source_page: int
+    source_slot: int
+    target_page: int
+    target_slot: int
+
+
+class SlidingWindow(NamedTuple):
+    """A sequence sees its last `window` tokens, the query's own included, and its first sinks; 0: all."""
+
+    window: int
+    num_sink_tokens: int
+
+
 @dataclass(frozen=True, slots=True)
 class Admission:
     """The answer of `try_allocate`: false when the pool fell short, and then nothing changed."""
@@ -68,6 +84,8 @@ class Stats:
     num_pages: int  # distinct pages that the sequences hold
     num_shared_pages: int  # of those, the ones with a reference count above 1
     num_free_pages: int  # free in the pool
+    num_draft_tokens: int = 0  # of num_tokens, those of pending trees
+    num_dropped_tokens: int = 0  # tokens whose slots windows or keep gave up
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,5 +109,7 @@ const PackedData& to_packed_data(nb::handle flashinfer_data);
 // A list of PageCopy (seqattn/_types.py), and a list of those or of plain pairs.
 nb::list from_page_copies(const std::vector<PageCopy>& copies);
 std::vector<PageCopy> to_page_copies(nb::handle copies);
+nb::list from_token_moves(const std::vector<TokenMove>& moves);
+std::vector<TokenMove> to_token_moves(nb::handle moves);
 
 }  // namespace seqattn::python

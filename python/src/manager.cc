@@ -168,7 +168,20 @@ void bind_tokens(nb::class_<Manager>& cls) {
                   "collections.abc.Iterable[tuple[typing.SupportsIndex, typing.SupportsIndex]]) -> "
                   "None"),
           "Copies pages (source, target) in every layer, in order.\n\n"
-          "Raises InvalidArgumentError for an unknown or free page.");
+          "Raises InvalidArgumentError for an unknown or free page.")
+      .def(
+          "move_tokens",
+          [](const Manager& self, const Any& moves) {
+            self.manager->move_tokens(to_token_moves(moves), self.stream());
+          },
+          "moves"_a.none(),
+          nb::sig("def move_tokens(self, moves: collections.abc.Iterable[tuple["
+                  "typing.SupportsIndex, typing.SupportsIndex, typing.SupportsIndex, "
+                  "typing.SupportsIndex]]) -> None"),
+          "Copies token slots (source page, source slot, target page, target slot) in every layer, "
+          "in order.\n\n"
+          "Raises InvalidArgumentError for an unknown page or slot, and a target that is free or "
+          "shared.");
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 
@@ -33,12 +34,52 @@ PackedData to_device_of(const PackedData& self, const Any& device_handle, bool n
   return copy;
 }
 
-void init(PackedData* self, const Ints& indices, const Ints& indptr, const Ints& last_page_len) {
+// Windows as tuples of four, in the order of RowWindow's fields; trees as lists of parents.
+nb::list windows_of(const PackedData& self) {
+  nb::list list;
+  for (const RowWindow& row : self.data.columns().windows) {
+    list.append(nb::make_tuple(row.window, row.num_sink_tokens, row.num_dropped, row.first_query));
+  }
+  return list;
+}
+
+nb::object trees_of(const PackedData& self) { return nb::cast(self.data.columns().trees); }
+
+template <class Body>
+void for_each_row(nb::handle list, const char* name, const Body& body) {
+  if (list.is_none()) return;
+  const nb::object items = nb::steal(PyObject_GetIter(list.ptr()));
+  if (!items.is_valid()) {
+    if (!PyErr_ExceptionMatches(PyExc_TypeError)) nb::raise_python_error();
+    PyErr_Clear();
+    throw_type_error(
+        concat(name, ": got ", class_name(list), "; expected a list with an entry for each row"));
+  }
+  for (const nb::handle item : items) body(item);
+}
+
+RowColumns to_columns(nb::handle windows, nb::handle trees) {
+  RowColumns columns;
+  for_each_row(windows, "windows", [&](nb::handle row) {
+    const auto numbers = to_ints<std::int64_t>(row, "windows");
+    require(numbers.size() == 4, "windows: got an entry of ", numbers.size(),
+            " numbers; expected window, num_sink_tokens, num_dropped and first_query");
+    columns.windows.push_back({numbers[0], numbers[1], numbers[2], numbers[3]});
+  });
+  for_each_row(trees, "trees", [&](nb::handle row) {
+    columns.trees.push_back(to_ints<std::int32_t>(row, "trees"));
+  });
+  return columns;
+}
+
+void init(PackedData* self, const Ints& indices, const Ints& indptr, const Ints& last_page_len,
+          const Any& windows, const Any& trees) {
   const bool torch =
       is_torch_tensor(indices) || is_torch_tensor(indptr) || is_torch_tensor(last_page_len);
   FlashInferPackedData data(to_ints<std::int32_t>(indices, "kv_page_indices"),
                             to_ints<std::int32_t>(indptr, "kv_page_indptr"),
-                            to_ints<std::int32_t>(last_page_len, "kv_last_page_len"));
+                            to_ints<std::int32_t>(last_page_len, "kv_last_page_len"),
+                            to_columns(windows, trees));
   new (self) PackedData{data, torch ? Framework::kTorch : Framework::kNumpy};
 }
 
@@ -48,7 +89,7 @@ nb::tuple host_arrays(const PackedData& self) {
     return export_ints(self.framework, values, nb::find(self));
   };
   return nb::make_tuple(field(self.data.kv_page_indices()), field(self.data.kv_page_indptr()),
-                        field(self.data.kv_last_page_len()));
+                        field(self.data.kv_last_page_len()), windows_of(self), trees_of(self));
 }
 
 bool equal(const FlashInferPackedData& a, const FlashInferPackedData& b) {
@@ -58,7 +99,7 @@ bool equal(const FlashInferPackedData& a, const FlashInferPackedData& b) {
   };
   return same(&FlashInferPackedData::kv_page_indices) &&
          same(&FlashInferPackedData::kv_page_indptr) &&
-         same(&FlashInferPackedData::kv_last_page_len);
+         same(&FlashInferPackedData::kv_last_page_len) && a.columns() == b.columns();
 }
 
 }  // namespace
@@ -85,10 +126,13 @@ void bind_packed_data(nb::module_& m) {
       "Copies are tied to it too; what comes out of a pickle is tied to none, as arrays of the "
       "caller's own are, and lies in host memory.");
   cls.def("__init__", &init, "kv_page_indices"_a.none(), "kv_page_indptr"_a.none(),
-          "kv_last_page_len"_a.none(),
+          "kv_last_page_len"_a.none(), "windows"_a = nb::none(), "trees"_a = nb::none(),
           nb::sig("def __init__(self, kv_page_indices: collections.abc.Iterable[int], "
                   "kv_page_indptr: collections.abc.Iterable[int], kv_last_page_len: "
-                  "collections.abc.Iterable[int]) -> None"))
+                  "collections.abc.Iterable[int], windows: collections.abc.Iterable[tuple[int, "
+                  "int, int, int]] | None = None, trees: "
+                  "collections.abc.Iterable[collections.abc.Iterable[int]] | None = None) -> "
+                  "None"))
       .def_prop_ro("kv_page_indices",
                    &export_field<&FlashInferPackedData::kv_page_indices, &PackedData::indices>,
                    nb::sig("def kv_page_indices(self) -> typing.Any"),
@@ -103,6 +147,14 @@ void bind_packed_data(nb::module_& m) {
           &export_field<&FlashInferPackedData::kv_last_page_len, &PackedData::last_page_len>,
           nb::sig("def kv_last_page_len(self) -> typing.Any"),
           "int32 [batch_size]: tokens on the row's last page, 0 without pages.")
+      .def_prop_ro("windows", &windows_of,
+                   nb::sig("def windows(self) -> list[tuple[int, int, int, int]]"),
+                   "Of each row window, num_sink_tokens, num_dropped (tokens between the sinks and "
+                   "the rest) and first_query (the first slot that may ask); empty where no row "
+                   "has a window.")
+      .def_prop_ro("trees", &trees_of, nb::sig("def trees(self) -> list[list[int]]"),
+                   "Of each row the parents of the draft tokens in its last slots; empty where no "
+                   "row has a tree.")
       .def_prop_ro(
           "batch_size", [](const PackedData& self) { return self.data.batch_size(); }, "Rows.")
       .def_prop_ro(
@@ -139,7 +191,7 @@ void bind_packed_data(nb::module_& m) {
             return equal(self.data, other.data);
           },
           nb::is_operator(), nb::sig("def __eq__(self, other: object, /) -> bool"),
-          "Whether the three arrays hold the same.")
+          "Whether the arrays, windows and trees hold the same.")
       .def("__hash__",
            [](const PackedData& self) {
              return nb::hash(

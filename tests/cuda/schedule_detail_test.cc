@@ -101,8 +101,13 @@ TEST(CudaMaskBits, HoldMaskWindowAndCausality) {
     AttentionPlan plan = plan_of({{3, 9}, {0, 4}, {1, 1}, {17, 40}, {5, 5}, {80, 90}}, 16);
     for (AttentionRow& row : plan.rows) {
       row.mask_begin = static_cast<std::int64_t>(plan.mask.size());
-      row.num_masked_keys = row.kv_len;
-      for (std::int64_t i = 0; i < row.q_len * row.kv_len; ++i) {
+      // Of the last keys only, as a tree has it, or of all, as the caller's.
+      row.num_masked_keys = row.kv_len - (random() % 2 == 0 ? row.kv_len / 3 : 0);
+      if (random() % 2 == 0) {
+        row.window = 1 + static_cast<std::int64_t>(random() % 20);
+        row.num_sink_tokens = static_cast<std::int64_t>(random() % 6);
+      }
+      for (std::int64_t i = 0; i < row.q_len * row.num_masked_keys; ++i) {
         plan.mask.push_back(random() % 3 == 0 ? 0 : static_cast<std::uint8_t>(1 + random() % 255));
       }
     }
@@ -114,8 +119,11 @@ TEST(CudaMaskBits, HoldMaskWindowAndCausality) {
       for (std::int64_t j = 0; j < row.q_len; ++j) {
         for (std::int64_t t = 0; t < row.kv_len; ++t) {
           const std::int64_t at = j * row.kv_len + t, position = row.kv_len - row.q_len + j;
+          const std::int64_t masked = t - (row.kv_len - row.num_masked_keys);
+          const std::int64_t entry = row.mask_begin + j * row.num_masked_keys + masked;
           const bool visible =
-              plan.mask[static_cast<std::size_t>(row.mask_begin + at)] != 0 &&
+              (masked < 0 || plan.mask[static_cast<std::size_t>(entry)] != 0) &&
+              (row.window == 0 || t < row.num_sink_tokens || position - t < row.window) &&
               (!options.shape.causal || t <= position) &&
               (options.shape.window_left < 0 || t >= position - options.shape.window_left);
           const auto byte = bits[static_cast<std::size_t>(begin[i] + at / 8)];
