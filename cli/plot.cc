@@ -14,48 +14,47 @@ constexpr int kWidth = 1200, kHeight = 580;
 constexpr Colour kInk{40, 44, 52}, kPaper{255, 255, 255}, kGrid{200, 204, 210};
 
 // 1, 2 or 5 times a power of ten, so that about `num_ticks` of them make `range`.
-double tick_distance(double range, int num_ticks) {
-  const double rough = std::max(range / num_ticks, 1.0);
-  const double power = std::pow(10, std::floor(std::log10(rough)));
-  for (const double factor : {1.0, 2.0, 5.0}) {
-    if (factor * power >= rough) return factor * power;
+std::int64_t tick_distance(std::int64_t range, std::int64_t num_ticks) {
+  for (std::int64_t power = 1;; power *= 10) {
+    for (const std::int64_t factor : {1, 2, 5}) {
+      if (factor * power * num_ticks >= range) return factor * power;
+    }
   }
-  return 10 * power;
 }
 
-int pixels(double value, double range, int size) {
-  return static_cast<int>(std::lround(value / range * size));
+int pixels(std::int64_t value, std::int64_t range, int size) {
+  return static_cast<int>(
+      std::lround(static_cast<double>(value) / static_cast<double>(range) * size));
 }
 
-void draw_areas(Picture& picture, const std::vector<Sample>& samples, double num_pages) {
+void draw_areas(Picture& picture, const std::vector<Sample>& samples, std::int64_t num_pages) {
   const auto [left, top, width, height] = kPlotArea;
   picture.fill(left, top, width, height, kFreeColour);
   if (samples.empty()) return;
   for (int x = 0; x < width; ++x) {
     const auto i = static_cast<std::size_t>(x) * samples.size() / static_cast<std::size_t>(width);
     const Sample& sample = samples[i];
-    const auto in_use = static_cast<double>(sample.in_use);
-    const int low = pixels(in_use, num_pages, height);
-    const int high = pixels(in_use + static_cast<double>(sample.cached), num_pages, height);
+    const int low = pixels(sample.in_use, num_pages, height);
+    const int high = pixels(sample.in_use + sample.cached, num_pages, height);
     picture.fill(left + x, top + height - low, 1, low, kInUseColour);
     picture.fill(left + x, top + height - high, 1, high - low, kCachedColour);
   }
 }
 
-void draw_axes(Picture& picture, double num_steps, double num_pages) {
+void draw_axes(Picture& picture, std::int64_t num_steps, std::int64_t num_pages) {
   const auto [left, top, width, height] = kPlotArea;
   const int bottom = top + height, half = Picture::text_height() / 2;
-  const double pages = tick_distance(num_pages, 6), steps = tick_distance(num_steps, 8);
-  for (double value = 0; value <= num_pages; value += pages) {
+  const std::int64_t pages = tick_distance(num_pages, 6), steps = tick_distance(num_steps, 8);
+  for (std::int64_t value = 0; value <= num_pages; value += pages) {
     const int y = bottom - pixels(value, num_pages, height);
-    const std::string label = short_number(value);
+    const std::string label = short_number(static_cast<double>(value));
     picture.fill(left - 8, y, 8, 2, kInk);
     for (int x = left; x < left + width; x += 8) picture.fill(x, y, 2, 1, kGrid);
     picture.write(left - 14 - Picture::text_width(label), y - half, label, kInk);
   }
-  for (double value = 0; value <= num_steps; value += steps) {
+  for (std::int64_t value = 0; value <= num_steps; value += steps) {
     const int x = left + pixels(value, num_steps, width);
-    const std::string label = short_number(value);
+    const std::string label = short_number(static_cast<double>(value));
     picture.fill(x, bottom, 2, 8, kInk);
     picture.write(x - Picture::text_width(label) / 2, bottom + 14, label, kInk);
   }
@@ -97,9 +96,9 @@ std::string short_number(double number) {
 
 Picture plot_pages(const std::vector<Sample>& samples, std::int64_t num_pages) {
   Picture picture(kWidth, kHeight, kPaper);
-  const auto top = static_cast<double>(std::max<std::int64_t>(num_pages, 1));
-  const double num_steps =
-      samples.empty() ? 1 : static_cast<double>(std::max<std::int64_t>(samples.back().step, 1));
+  const std::int64_t top = std::max<std::int64_t>(num_pages, 1);
+  const std::int64_t num_steps =
+      samples.empty() ? 1 : std::max<std::int64_t>(samples.back().step, 1);
   draw_areas(picture, samples, top);
   draw_axes(picture, num_steps, top);
   draw_legend(picture);
