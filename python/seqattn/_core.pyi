@@ -301,18 +301,6 @@ class FlashInferPackedData:
         """int32 [batch_size]: tokens on the row's last page, 0 without pages."""
 
     @property
-    def windows(self) -> list[tuple[int, int, int, int]]:
-        """
-        Of each row window, num_sink_tokens, num_dropped (tokens between the sinks and the rest) and first_query (the first slot that may ask); empty where no row has a window.
-        """
-
-    @property
-    def trees(self) -> list[list[int]]:
-        """
-        Of each row the parents of the draft tokens in its last slots; empty where no row has a tree.
-        """
-
-    @property
     def batch_size(self) -> int:
         """Rows."""
 
@@ -346,6 +334,18 @@ class FlashInferPackedData:
     def __hash__(self) -> int: ...
 
     def __repr__(self) -> str: ...
+
+    @property
+    def windows(self) -> list[tuple[int, int, int, int]]:
+        """
+        Of each row window, num_sink_tokens, num_dropped (tokens between the sinks and the rest) and first_query (the first slot that may ask); empty where no row has a window.
+        """
+
+    @property
+    def trees(self) -> list[list[int]]:
+        """
+        Of each row the parents of the draft tokens in its last slots; empty where no row has a tree.
+        """
 
 class CacheDescriptor:
     """

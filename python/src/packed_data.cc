@@ -102,6 +102,17 @@ bool equal(const FlashInferPackedData& a, const FlashInferPackedData& b) {
          same(&FlashInferPackedData::kv_last_page_len) && a.columns() == b.columns();
 }
 
+void bind_columns(nb::class_<PackedData>& cls) {
+  cls.def_prop_ro("windows", &windows_of,
+                  nb::sig("def windows(self) -> list[tuple[int, int, int, int]]"),
+                  "Of each row window, num_sink_tokens, num_dropped (tokens between the sinks and "
+                  "the rest) and first_query (the first slot that may ask); empty where no row "
+                  "has a window.")
+      .def_prop_ro("trees", &trees_of, nb::sig("def trees(self) -> list[list[int]]"),
+                   "Of each row the parents of the draft tokens in its last slots; empty where no "
+                   "row has a tree.");
+}
+
 }  // namespace
 
 const PackedData& to_packed_data(nb::handle flashinfer_data) {
@@ -147,14 +158,6 @@ void bind_packed_data(nb::module_& m) {
           &export_field<&FlashInferPackedData::kv_last_page_len, &PackedData::last_page_len>,
           nb::sig("def kv_last_page_len(self) -> typing.Any"),
           "int32 [batch_size]: tokens on the row's last page, 0 without pages.")
-      .def_prop_ro("windows", &windows_of,
-                   nb::sig("def windows(self) -> list[tuple[int, int, int, int]]"),
-                   "Of each row window, num_sink_tokens, num_dropped (tokens between the sinks and "
-                   "the rest) and first_query (the first slot that may ask); empty where no row "
-                   "has a window.")
-      .def_prop_ro("trees", &trees_of, nb::sig("def trees(self) -> list[list[int]]"),
-                   "Of each row the parents of the draft tokens in its last slots; empty where no "
-                   "row has a tree.")
       .def_prop_ro(
           "batch_size", [](const PackedData& self) { return self.data.batch_size(); }, "Rows.")
       .def_prop_ro(
@@ -198,6 +201,7 @@ void bind_packed_data(nb::module_& m) {
                  nb::make_tuple(self.data.batch_size(), self.data.kv_page_indices().size()));
            })
       .def("__repr__", [](const PackedData& self) { return self.data.to_string(); });
+  bind_columns(cls);
 }
 
 }  // namespace seqattn::python

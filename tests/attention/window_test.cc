@@ -143,5 +143,42 @@ TEST_P(NarrowerWindows, AreRefusedToQueriesThatCameBefore) {
 }
 SEQATTN_INSTANTIATE_DEVICES(NarrowerWindows);
 
+// Alone on one thread, and beside others on several: the same bits.
+class WindowedRows : public DeviceSuite {};
+TEST_P(WindowedRows, AreTheSameWhateverElseIsInTheBatch) {
+  const AttentionCase c = device_case({}, device());
+  PagedKVCacheManager manager(c.cache_config(2000, device()));
+  CacheDescriptor descriptor(manager, {.window = 1500, .num_sink_tokens = 70});
+  descriptor.allocate({1, 2, 3}, {3000, 9, 1700});
+  std::vector<double> values(static_cast<std::size_t>(4709 * c.num_kv_heads * c.head_dim));
+  std::normal_distribution<double> normal;
+  for (double& value : values) value = rounded(c.kv_dtype, normal(random));
+  Tensor filled(device(), c.kv_dtype, {4709, c.num_kv_heads, c.head_dim});
+  filled.write(values);
+  manager.append_kv(filled.view(), filled.view(), descriptor.pack_for_flashinfer({1, 2, 3}),
+                    {0, 3000, 3009, 4709});
+  descriptor.allocate({1, 2, 3}, {2, 1, 130});
+  descriptor.set_window(3, {.window = 1500, .num_sink_tokens = 0});
+  const auto bytes_of_first = [&](const std::vector<SeqId>& ids, std::vector<std::int32_t> indptr,
+                                  int num_threads) {
+    BatchAttention attention(manager, c.options(num_threads));
+    attention.plan(descriptor.pack_for_flashinfer(ids), indptr);
+    Tensor q(device(), c.q_dtype, {indptr.back(), c.num_qo_heads, c.head_dim});
+    const std::size_t size = static_cast<std::size_t>(2 * c.num_qo_heads * c.head_dim);
+    std::vector<double> queries(static_cast<std::size_t>(indptr.back()) * size / 2, 0.25);
+    std::copy_n(values.begin(), size, queries.begin());
+    q.write(queries);
+    const Tensor out(device(), c.out_dtype, {indptr.back(), c.num_qo_heads, c.head_dim});
+    attention.run(q.view(), out.view());
+    std::vector<std::byte> bytes = out.bytes();
+    bytes.resize(size * static_cast<std::size_t>(size_of(c.out_dtype)));
+    return bytes;
+  };
+  const auto alone = bytes_of_first({1}, {0, 2}, 1);
+  EXPECT_EQ(bytes_of_first({1, 3, 2}, {0, 2, 132, 133}, 3), alone);
+  EXPECT_EQ(bytes_of_first({1, 2}, {0, 2, 3}, 7), alone);
+}
+SEQATTN_INSTANTIATE_DEVICES(WindowedRows);
+
 }  // namespace
 }  // namespace seqattn::testing

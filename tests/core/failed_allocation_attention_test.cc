@@ -56,6 +56,8 @@ TEST(FailedAllocation, OfPlanKeepsThePreviousPlan) {
   World world;
   BatchAttention attention(world.manager, {.num_qo_heads = 1, .num_threads = 1});
   const auto first = world.descriptor.pack_for_flashinfer({1});
+  world.descriptor.allocate_tree(2, {-1, 0});
+  world.descriptor.set_window(3, {.window = 2, .num_sink_tokens = 1});
   const auto second = world.descriptor.pack_for_flashinfer({3, 2});
   HostTensor q(DType::kFloat32, {3, 1, 2});
   for (std::int64_t i = 0; i < q.size(); ++i) q.set(i, static_cast<float>(i) * 0.25f);
