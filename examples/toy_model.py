@@ -57,14 +57,15 @@ class Model:
         return self._run(sequences, new_tokens, positions)
 
     def forward_tree(
-        self, sequences: seqattn.CacheDescriptor, seq_id: int, tokens: list[int], parents: list[int]
+        self, sequences: seqattn.CacheDescriptor, seq_id: int, tokens: list[int], drafts: list[int], parents: list[int]
     ) -> np.ndarray:
-        """Appends a tree of draft tokens, each behind its parent; for every one of them, what may follow it."""
-        depths: list[int] = []
+        """Grows a sequence by tokens, and behind them by a tree of drafts; for each of both, what may follow it."""
+        start = sequences.length(seq_id)
+        positions = list(range(start, start + len(tokens)))
         for parent in parents:
-            depths.append(0 if parent < 0 else depths[parent] + 1)
-        sequences.allocate_tree(seq_id, parents)
-        return self._run(sequences, {seq_id: tokens}, sequences.length(seq_id) + np.array(depths))
+            positions.append((positions[len(tokens) + parent] if parent >= 0 else start + len(tokens) - 1) + 1)
+        sequences.allocate_tree(seq_id, parents, len(tokens))
+        return self._run(sequences, {seq_id: tokens + drafts}, np.array(positions))
 
     def _run(
         self, sequences: seqattn.CacheDescriptor, new_tokens: dict[int, list[int]], positions: np.ndarray

@@ -128,8 +128,7 @@ class SequenceStateInfo:
 
     length: int  # the next absolute position
     num_kv_tokens: int  # token slots held
-    window: int  # tokens that a query sees, itself included; 0: all
-    num_sink_tokens: int  # first tokens that are seen beside those
+    window: SlidingWindow
     dropped_to: int  # the window has dropped tokens in front of this position; 0: none
     num_dropped: int  # how many it has dropped, since `keep` if ever
     compacted_to: int  # the length at which `keep` last picked tokens; 0: never

@@ -81,11 +81,12 @@ class BytesSink final : public ByteSink {
 };
 
 nb::object from_info(const SequenceStateInfo& info) {
-  const nb::object type = nb::module_::import_("seqattn._types").attr("SequenceStateInfo");
-  return type(info.length, info.num_kv_tokens, info.window.window, info.window.num_sink_tokens,
-              info.dropped_to, info.num_dropped, info.compacted_to, info.num_layers, info.num_heads,
-              info.head_dim, info.head_dim_v, std::string(to_string(info.dtype)).c_str(),
-              info.num_bytes);
+  const nb::module_ types = nb::module_::import_("seqattn._types");
+  return types.attr("SequenceStateInfo")(
+      info.length, info.num_kv_tokens,
+      types.attr("SlidingWindow")(info.window.window, info.window.num_sink_tokens), info.dropped_to,
+      info.num_dropped, info.compacted_to, info.num_layers, info.num_heads, info.head_dim,
+      info.head_dim_v, std::string(to_string(info.dtype)).c_str(), info.num_bytes);
 }
 
 nb::bytes save(const Any& descriptor, const Int& seq_id) {

@@ -53,8 +53,7 @@ def test_bytes_restore_into_another_page_size_and_layout(rng, dtype, num_tokens)
     expected = SequenceStateInfo(
         length=num_tokens,
         num_kv_tokens=num_tokens,
-        window=0,
-        num_sink_tokens=0,
+        window=seqattn.SlidingWindow(0, 0),
         dropped_to=0,
         num_dropped=0,
         compacted_to=0,
@@ -95,6 +94,23 @@ def test_files(rng, tmp_path, as_path):
     assert (tmp_path / "one.state").read_bytes() == save_sequence(descriptor, 1)
     assert sequence_state_info(path) == restore_sequence(descriptor, 2, path)
     assert_same(held(descriptor, 2), held(descriptor, 1))
+
+
+def test_a_window_and_what_it_dropped_are_saved(rng):
+    manager, source = make_cache(rng, num_tokens=6)
+    source.set_window(1, 5, 2)
+    for _ in range(12):
+        source.allocate_decoding([1])
+    info = sequence_state_info(source, 1)
+    assert (info.length, info.window) == (18, seqattn.SlidingWindow(5, 2))
+    assert info.num_kv_tokens == source.num_kv_tokens(1) < 18
+    target = CacheDescriptor(make_manager(page_size=3, num_layers=2, head_dim_v=4), window=99)
+    assert restore_sequence(target, 2, save_sequence(source, 1)) == info
+    assert target.window(2) == info.window and target.kept_from(2) == source.kept_from(1)
+    assert_same(held(target, 2), held(source, 1))
+    source.allocate_tree(1, [-1, 0])
+    with pytest.raises(InvalidArgumentError, match="pending tree of 2 draft tokens"):
+        save_sequence(source, 1)
 
 
 def test_what_is_no_state_changes_nothing(rng, tmp_path):
