@@ -16,7 +16,7 @@ class SharedUse : public DeviceSuite {};
 
 // A model with full and windowed layers: the same batch, two sets of options.
 TEST_P(SharedUse, OfOneBatchByObjectsWithDifferentOptions) {
-  const AttentionCase full = device_case({}, device());
+  AttentionCase full = device_case({}, device());
   AttentionCase windowed = full, capped = full;
   windowed.window_left = 3;
   capped.logits_soft_cap = 1;
