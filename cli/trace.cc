@@ -90,7 +90,8 @@ void make_prompt(const Request& request, std::vector<TokenId>& tokens) {
   std::size_t i = 0;
   for (const std::int32_t id : request.hash_ids) {
     const std::size_t end = std::min(tokens.size(), i + std::size_t{kBlockTokens});
-    for (TokenId token = id * TokenId{kBlockTokens}; i < end; ++i, ++token) tokens[i] = token;
+    std::int64_t token = id * kBlockTokens;
+    for (; i < end; ++i) tokens[i] = static_cast<TokenId>(token++);
   }
 }
 
