@@ -56,7 +56,8 @@ inline void hide_by_position(const AttentionCall& call, const QueryTile& tile,
         std::min<std::int64_t>(lane % shape.stride, static_cast<std::int64_t>(shape.num_rows) - 1);
     const KeySet visible = visible_keys(call.shape, tile.row, (tile.first_row + row) / group);
     // A vector's lanes may belong to several tokens: compare with the vector's first one.
-    const auto token = static_cast<float>(lane / shape.stride);
+    const std::size_t tokens_before = lane / shape.stride;
+    const auto token = static_cast<float>(tokens_before);
     scratch.first_visible[lane] = relative(visible.window.begin) - token;
     scratch.end_visible[lane] = relative(visible.window.end) - token;
     scratch.first_sink[lane] = relative(visible.sinks.begin) - token;
