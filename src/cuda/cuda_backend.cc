@@ -86,8 +86,8 @@ class CudaBackend final : public Backend {
   }
 
  private:
-  using Exchange = void (*)(std::span<const Plane>, std::span<const TensorView>,
-                            const TokenTable&, cudaStream_t);
+  using Exchange = void (*)(std::span<const Plane>, std::span<const TensorView>, const TokenTable&,
+                            cudaStream_t);
   void exchange_tokens(std::span<const Plane> planes, std::span<const TensorView> tensors,
                        std::span<const TokenRange> ranges, Stream stream, Exchange launch);
 
