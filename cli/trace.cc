@@ -48,6 +48,8 @@ Request parse_request(const std::string& line) {
     object = json::parse(line);
   } catch (const json::parse_error& error) {
     throw std::invalid_argument("no JSON at byte " + std::to_string(error.byte));
+  } catch (const json::exception& error) {  // a number that no type holds
+    throw std::invalid_argument(std::string("no JSON that can be read: ") + error.what());
   }
   if (!object.is_object()) refuse("line", object.type_name(), "a JSON object");
   const json& timestamp = field_of(object, "timestamp");

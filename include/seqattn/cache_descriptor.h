@@ -26,6 +26,9 @@ struct SequenceData {
   // The window has dropped tokens in front of this position, but for pages with sinks; 0: none.
   std::int64_t dropped_to = 0;
   std::int64_t num_dropped = 0;  // tokens that the window has dropped, since `keep` if ever
+  // Slots in front of the first dropped one. Those between them and `dropped_to`, if any, nobody
+  // sees. 0 where the window has dropped nothing.
+  std::int64_t num_in_front = 0;
   // The length at which `keep` last picked tokens: what positions their slots had is forgotten.
   // 0: never.
   std::int64_t compacted_to = 0;

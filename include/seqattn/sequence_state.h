@@ -26,6 +26,7 @@ struct SequenceStateInfo {
   SlidingWindow window = {};
   std::int64_t dropped_to = 0;
   std::int64_t num_dropped = 0;
+  std::int64_t num_in_front = 0;
   std::int64_t compacted_to = 0;
   int num_layers = 0;
   int num_heads = 0;   // KV heads
@@ -80,6 +81,10 @@ SEQATTN_EXPORT void save_sequence(const CacheDescriptor& descriptor, SeqId seq_i
 //
 // In a cache of the state's dtype the tokens are the same bits. In another they pass through
 // float32 and round to nearest, ties to even; float16 overflows to infinity beyond 65504.
+//
+// A pool that falls short asks its reclaimer. From memory or a file the whole state is checked
+// first; from another source it is checked as it comes, and a state that turns out wrong leaves the
+// pages free that the reclaimer gave up.
 //
 // Throws InvalidArgumentError for a sequence that exists, a descriptor over a bare pool, another
 // number of layers or heads, or another head dimension; SequenceStateError for bytes that are no

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from operator import index
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from ._errors import UnknownSequenceError
+from ._errors import InvalidArgumentError, UnknownSequenceError
 
 if TYPE_CHECKING:
     from ._core import CacheDescriptor
@@ -131,6 +131,7 @@ class SequenceStateInfo:
     window: SlidingWindow
     dropped_to: int  # the window has dropped tokens in front of this position; 0: none
     num_dropped: int  # how many it has dropped, since `keep` if ever
+    num_in_front: int  # slots in front of the first dropped one; 0 where the window has dropped nothing
     compacted_to: int  # the length at which `keep` last picked tokens; 0: never
     num_layers: int
     num_heads: int  # KV heads
@@ -163,6 +164,12 @@ class SequenceMapping(MutableMapping[int, SequenceData]):
             num_tokens = full_pages * self._descriptor.page_size + index(data.last_page_len)
         except (AttributeError, TypeError):
             raise TypeError(f"seq_id_to_data[{seq_id!r}]: got {data!r}; expected a SequenceData") from None
+        if seq_id in self._descriptor and self._descriptor.length(seq_id) != self._descriptor.num_kv_tokens(seq_id):
+            raise InvalidArgumentError(
+                f"seq_id_to_data[{seq_id!r}]: got a table for a sequence of length {self._descriptor.length(seq_id)} that "
+                f"holds {self._descriptor.num_kv_tokens(seq_id)} tokens, and a table says no positions; expected one without "
+                "dropped or draft tokens: release it first"
+            )
         self._descriptor.adopt(seq_id, data.kv_page_indices, num_tokens)
 
     def __delitem__(self, seq_id: int) -> None:

@@ -85,8 +85,8 @@ nb::object from_info(const SequenceStateInfo& info) {
   return types.attr("SequenceStateInfo")(
       info.length, info.num_kv_tokens,
       types.attr("SlidingWindow")(info.window.window, info.window.num_sink_tokens), info.dropped_to,
-      info.num_dropped, info.compacted_to, info.num_layers, info.num_heads, info.head_dim,
-      info.head_dim_v, std::string(to_string(info.dtype)).c_str(), info.num_bytes);
+      info.num_dropped, info.num_in_front, info.compacted_to, info.num_layers, info.num_heads,
+      info.head_dim, info.head_dim_v, std::string(to_string(info.dtype)).c_str(), info.num_bytes);
 }
 
 nb::bytes save(const Any& descriptor, const Int& seq_id) {

@@ -1,6 +1,7 @@
 #include "atomic_file.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -67,6 +68,15 @@ FileDescriptor::~FileDescriptor() {
   if (fd_ >= 0) ::close(fd_);
 }
 
+void FileDescriptor::take_permissions_of(const fs::path& path) const {
+  struct stat other = {};
+  if (::stat(path.c_str(), &other) != 0) {
+    if (errno == ENOENT) return;
+    fail("stat", path, errno);
+  }
+  checked("fchmod", path, [&] { return ::fchmod(fd_, other.st_mode & 07777); });
+}
+
 void FileDescriptor::sync(const fs::path& path) const {
   checked("fsync", path, [this] { return ::fsync(fd_); });
 }
@@ -81,7 +91,14 @@ void FileDescriptor::close(const fs::path& path) {
 AtomicFile::AtomicFile(const fs::path& path)
     : target_(target_of(path)),
       temporary_(temporary_beside(target_)),
-      file_(temporary_, O_WRONLY | O_CREAT | O_EXCL) {}
+      file_(temporary_, O_WRONLY | O_CREAT | O_EXCL) {
+  try {
+    file_.take_permissions_of(target_);
+  } catch (...) {
+    ::unlink(temporary_.c_str());
+    throw;
+  }
+}
 
 AtomicFile::~AtomicFile() {
   if (!is_committed_) ::unlink(temporary_.c_str());

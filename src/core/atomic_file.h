@@ -19,6 +19,8 @@ class FileDescriptor {
 
   int get() const noexcept { return fd_; }
   void sync(const std::filesystem::path& path) const;
+  // Gives the file the permissions of another, where there is one.
+  void take_permissions_of(const std::filesystem::path& path) const;
   void close(const std::filesystem::path& path);  // a file system may report lost writes here
 
  private:

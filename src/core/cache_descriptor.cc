@@ -111,7 +111,7 @@ void CacheDescriptor::fork(SeqId parent, SeqId child, std::int64_t num_tokens) {
   const SequenceData& data = sequence(parent);
   if (num_tokens == kAll) num_tokens = data.length;
   const int page_size = pool_->page_size();
-  check_can_end_at(data, num_tokens, page_size, parent);
+  check_can_end_at(data, num_tokens, parent);
   const CutSequence cut = cut_at(data, num_tokens, page_size);
   const auto pages = data.kv_page_indices.begin();
   share(child,
@@ -121,6 +121,7 @@ void CacheDescriptor::fork(SeqId parent, SeqId child, std::int64_t num_tokens) {
          .window = data.window,
          .dropped_to = cut.dropped_to,
          .num_dropped = cut.num_dropped,
+         .num_in_front = cut.num_in_front,
          .compacted_to = data.compacted_to},
         "fork");
 }
@@ -167,7 +168,7 @@ SequenceData& CacheDescriptor::find(SeqId seq_id) {
 void CacheDescriptor::truncate(SeqId seq_id, std::int64_t num_tokens) {
   SequenceData& data = find(seq_id);
   const int page_size = pool_->page_size();
-  check_can_end_at(data, num_tokens, page_size, seq_id);
+  check_can_end_at(data, num_tokens, seq_id);
   const CutSequence cut = cut_at(data, num_tokens, page_size);
   auto& pages = data.kv_page_indices;
   const std::int64_t num_pages = pages_for(cut.num_slots, page_size);
@@ -177,13 +178,14 @@ void CacheDescriptor::truncate(SeqId seq_id, std::int64_t num_tokens) {
   data.length = num_tokens;
   data.dropped_to = cut.dropped_to;
   data.num_dropped = cut.num_dropped;
+  data.num_in_front = cut.num_in_front;
   data.tree_parents.clear();
 }
 
 void CacheDescriptor::set_window(SeqId seq_id, SlidingWindow window) {
   SequenceData& data = find(seq_id);
   check_window(window);
-  check_window_is_held(data, window, pool_->page_size());
+  check_window_is_held(data, window);
   data.window = window;
 }
 

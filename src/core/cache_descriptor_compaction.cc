@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
-#include <numeric>
 #include <span>
 #include <utility>
 #include <vector>
@@ -55,12 +54,11 @@ std::vector<TokenMove> CacheDescriptor::commit_tree(SeqId seq_id, ListView<std::
   check_path(data.tree_parents, path);
   const std::int64_t held = slots_of(data, pool_->page_size()).held;
   const auto num_committed = static_cast<std::int64_t>(path.size());
-  std::vector<std::int64_t> kept(static_cast<std::size_t>(held + num_committed));
-  std::iota(kept.begin(), kept.begin() + held, 0);
-  for (std::size_t i = 0; i < path.size(); ++i)
-    kept[static_cast<std::size_t>(held) + i] = held + path[i];
+  std::vector<std::int64_t> committed;
+  committed.reserve(path.size());
+  for (const std::int32_t draft : path) committed.push_back(held + draft);
   CompactTransaction compaction(*this, data);
-  compaction.prepare(kept, stream);
+  compaction.prepare({.num_unmoved = held, .rest = committed}, stream);
   compaction.commit();
   data.length += num_committed;
   data.tree_parents.clear();
@@ -77,13 +75,13 @@ std::vector<TokenMove> CacheDescriptor::keep(SeqId seq_id, ListView<std::int64_t
   check_indices(data, token_indices, held);
   if (static_cast<std::int64_t>(token_indices.size()) == held) return {};  // all of them
   CompactTransaction compaction(*this, data);
-  compaction.prepare(token_indices, stream);
+  compaction.prepare({.num_unmoved = 0, .rest = token_indices}, stream);
   compaction.commit();
   const auto num_sinks =
       std::lower_bound(token_indices.begin(), token_indices.end(), data.window.num_sink_tokens) -
       token_indices.begin();
   data.window.num_sink_tokens = num_sinks;
-  data.dropped_to = data.num_dropped = 0;
+  data.dropped_to = data.num_dropped = data.num_in_front = 0;
   data.compacted_to = data.length;
   return compaction.take_moves();
 }

@@ -11,12 +11,9 @@
 
 namespace seqattn {
 
-void CompactTransaction::prepare(std::span<const std::int64_t> kept, Stream stream) {
-  std::int64_t first_moved = 0;
-  const auto num_kept = static_cast<std::int64_t>(kept.size());
-  while (first_moved < num_kept && kept[static_cast<std::size_t>(first_moved)] == first_moved) {
-    ++first_moved;
-  }
+void CompactTransaction::prepare(const KeptSlots& kept, Stream stream) {
+  std::int64_t first_moved = kept.num_unmoved;
+  while (first_moved < kept.size() && kept[first_moved] == first_moved) ++first_moved;
   pool_.begin();
   list_pages(kept, first_moved);
   take_pages();
@@ -26,9 +23,9 @@ void CompactTransaction::prepare(std::span<const std::int64_t> kept, Stream stre
   if (descriptor_.manager_ != nullptr) descriptor_.manager_->enqueue_moves(moves_, stream);
 }
 
-void CompactTransaction::list_pages(std::span<const std::int64_t> kept, std::int64_t first_moved) {
+void CompactTransaction::list_pages(const KeptSlots& kept, std::int64_t first_moved) {
   const int page_size = descriptor_.pool().page_size();
-  const auto num_kept = static_cast<std::int64_t>(kept.size());
+  const std::int64_t num_kept = kept.size();
   const std::vector<PageId>& old_pages = sequence_.kv_page_indices;
   const auto num_pages = static_cast<std::size_t>(pages_for(num_kept, page_size));
   pages_.assign(old_pages.begin(), old_pages.begin() + static_cast<std::ptrdiff_t>(num_pages));
@@ -58,15 +55,15 @@ void CompactTransaction::take_pages() {
   }
 }
 
-void CompactTransaction::list_moves(std::span<const std::int64_t> kept, std::int64_t first_moved) {
+void CompactTransaction::list_moves(const KeptSlots& kept, std::int64_t first_moved) {
   const int page_size = descriptor_.pool().page_size();
-  const auto num_kept = static_cast<std::int64_t>(kept.size());
+  const std::int64_t num_kept = kept.size();
   if (first_moved == num_kept) return;
   // Slots in front that stay where they are move too where their page is a new one.
   const std::int64_t page = first_moved / page_size;
   const bool is_new = !replaced_.empty() && replaced_.front() == page;
   for (std::int64_t slot = is_new ? page * page_size : first_moved; slot < num_kept; ++slot) {
-    const std::int64_t source = kept[static_cast<std::size_t>(slot)];
+    const std::int64_t source = kept[slot];
     moves_.push_back(
         {.source_page = sequence_.kv_page_indices[static_cast<std::size_t>(source / page_size)],
          .source_slot = static_cast<int>(source % page_size),

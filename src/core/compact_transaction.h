@@ -10,6 +10,19 @@
 
 namespace seqattn {
 
+// Ascending slots: the first `num_unmoved` ones, and those listed behind them.
+struct KeptSlots {
+  std::int64_t num_unmoved = 0;
+  std::span<const std::int64_t> rest;
+
+  std::int64_t size() const noexcept {
+    return num_unmoved + static_cast<std::int64_t>(rest.size());
+  }
+  std::int64_t operator[](std::int64_t i) const noexcept {
+    return i < num_unmoved ? i : rest[static_cast<std::size_t>(i - num_unmoved)];
+  }
+};
+
 // Picks slots of one sequence, in two halves: slot i becomes what slot kept[i] was, for ascending
 // `kept`, and the slots behind are given up. A shared page that would be written is replaced by a
 // new one, of which the moves fill every slot that is kept.
@@ -23,7 +36,7 @@ class CompactTransaction {
       : descriptor_(descriptor), sequence_(sequence), pool_(*descriptor.pool_) {}
 
   // Throws NoPageError, or what the backend throws, with nothing changed.
-  void prepare(std::span<const std::int64_t> kept, Stream stream);
+  void prepare(const KeptSlots& kept, Stream stream);
   // Puts the new page table in place; the other fields are the caller's.
   void commit() noexcept;
 
@@ -31,9 +44,9 @@ class CompactTransaction {
   std::vector<TokenMove> take_moves() noexcept { return std::move(moves_); }
 
  private:
-  void list_pages(std::span<const std::int64_t> kept, std::int64_t first_moved);
+  void list_pages(const KeptSlots& kept, std::int64_t first_moved);
   void take_pages();
-  void list_moves(std::span<const std::int64_t> kept, std::int64_t first_moved);
+  void list_moves(const KeptSlots& kept, std::int64_t first_moved);
 
   CacheDescriptor& descriptor_;
   SequenceData& sequence_;

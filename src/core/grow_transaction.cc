@@ -118,7 +118,12 @@ void GrowTransaction::give_back_dead_pages(Turn& turn) {
   const int page_size = descriptor_.pool().page_size();
   const auto [first, end] = dead_pages(sequence, page_size);
   if (first == end) return;
-  const std::int64_t position = end * page_size + slots_of(sequence, page_size).missing;
+  // The slots of a gap need not begin or end a page: the sequence may come from other page sizes.
+  const std::int64_t position =
+      std::max(sequence.dropped_to, end * page_size + slots_of(sequence, page_size).missing);
+  const std::int64_t in_front = sequence.dropped_to == 0
+                                    ? first * page_size
+                                    : std::min(sequence.num_in_front, first * page_size);
   auto& pages = sequence.kv_page_indices;
   turn.dead_pages.assign(pages.begin() + first, pages.begin() + end);
   pool_.give_back(turn.dead_pages);
@@ -126,6 +131,7 @@ void GrowTransaction::give_back_dead_pages(Turn& turn) {
   turn.first_dead = first;
   turn.old_num_pages = static_cast<std::int32_t>(pages.size());
   turn.old_dropped_to = std::exchange(sequence.dropped_to, position);
+  turn.old_num_in_front = std::exchange(sequence.num_in_front, in_front);
   sequence.num_dropped += (end - first) * page_size;
   if (pages.empty()) sequence.last_page_len = 0;
 }
@@ -145,9 +151,10 @@ void GrowTransaction::grow(Turn& turn, std::int64_t num_new_slots) {
     add_needed(num_new_pages);
     // A batch that does not fit is only counted on: one entry tells later turns of the sequence
     // that its last page is a new one.
-    turn.num_new_pages = needed_ <= available_ ? static_cast<std::int32_t>(num_new_pages) : 1;
+    const std::int64_t num_entries = needed_ <= available_ ? num_new_pages : 1;
     sequence.kv_page_indices.insert(sequence.kv_page_indices.end(),
-                                    static_cast<std::size_t>(turn.num_new_pages), kNoPage);
+                                    static_cast<std::size_t>(num_entries), kNoPage);
+    turn.num_new_pages = static_cast<std::int32_t>(num_entries);
     sequence.last_page_len = static_cast<int>(rest - (num_new_pages - 1) * page_size);
   }
   // Draft tokens take slots, but no positions.
@@ -170,6 +177,7 @@ void GrowTransaction::add_needed(std::int64_t num_pages) noexcept {
 
 void GrowTransaction::take_pages() {
   for (const Turn& turn : turns_) {
+    if (turn.shared_page == kNoPage && turn.num_new_pages == 0) continue;
     PageId* const new_pages = turn.sequence->kv_page_indices.data() + turn.old_num_pages;
     if (turn.shared_page != kNoPage) {
       pool_.take({new_pages - 1, 1});
@@ -193,13 +201,14 @@ void GrowTransaction::rollback() noexcept {
     const Turn& turn = turns_.back();
     SequenceData& sequence = *turn.sequence;
     auto& pages = sequence.kv_page_indices;
-    pages.erase(pages.begin() + turn.old_num_pages, pages.end());
+    pages.erase(pages.end() - turn.num_new_pages, pages.end());
     if (turn.shared_page != kNoPage) pages.back() = turn.shared_page;
     sequence.last_page_len = turn.old_last_page_len;
     sequence.length -= turn.num_new_tokens;
     if (turn.first_dead >= 0) {
       pages.insert(pages.begin() + turn.first_dead, turn.dead_pages.begin(), turn.dead_pages.end());
       sequence.dropped_to = turn.old_dropped_to;
+      sequence.num_in_front = turn.old_num_in_front;
       sequence.num_dropped -=
           static_cast<std::int64_t>(turn.dead_pages.size()) * descriptor_.pool().page_size();
     }

@@ -63,6 +63,7 @@ class GrowTransaction {
     std::vector<PageId> dead_pages = {};
     std::int64_t first_dead = -1;
     std::int64_t old_dropped_to = 0;
+    std::int64_t old_num_in_front = 0;
   };
   enum class Mode : std::uint8_t { kLengths, kOneToken, kTree };
   // Stands in page tables for a page that a turn is going to take.

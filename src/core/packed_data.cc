@@ -22,8 +22,11 @@ void check_columns(const RowColumns& columns, std::size_t num_rows) {
   check_size("trees", columns.trees.size());
   for (const RowWindow& row : columns.windows) {
     check_window({.window = row.window, .num_sink_tokens = row.num_sink_tokens});
-    require(row.num_dropped >= 0 && row.first_query >= 0, "windows: got num_dropped ",
-            row.num_dropped, " and first_query ", row.first_query, "; expected at least 0");
+    constexpr std::int64_t kMost = std::int64_t{1} << 62;
+    require(std::min(row.num_dropped, row.first_query) >= 0 &&
+                std::max(row.num_dropped, row.first_query) <= kMost,
+            "windows: got num_dropped ", row.num_dropped, " and first_query ", row.first_query,
+            "; expected 0 to 2^62");
   }
   for (const auto& parents : columns.trees) {
     if (!parents.empty()) check_tree(parents);

@@ -29,9 +29,9 @@ void check_window(const SlidingWindow& window) {
           window.num_sink_tokens, " without a window; expected a window of at least 1 token too");
 }
 
-void check_window_is_held(const SequenceData& data, const SlidingWindow& window, int page_size) {
+void check_window_is_held(const SequenceData& data, const SlidingWindow& window) {
   if (data.dropped_to == 0) return;
-  const std::int64_t in_front = data.dropped_to - slots_of(data, page_size).missing;
+  const std::int64_t in_front = data.num_in_front;
   require(window.window > 0 && data.length - window.window + 1 >= data.dropped_to &&
               window.num_sink_tokens <= in_front,
           "window: got ", window.window, " and ", window.num_sink_tokens,
@@ -41,16 +41,14 @@ void check_window_is_held(const SequenceData& data, const SlidingWindow& window,
           in_front, " sinks");
 }
 
-void check_can_end_at(const SequenceData& data, std::int64_t num_tokens, int page_size,
-                      SeqId seq_id) {
+void check_can_end_at(const SequenceData& data, std::int64_t num_tokens, SeqId seq_id) {
   require(num_tokens >= 0 && num_tokens <= data.length, "num_tokens: got ", num_tokens,
           "; expected 0 to ", data.length, ", the length of sequence ", seq_id);
   if (num_tokens == data.length) return;
   const std::int64_t least =
       data.dropped_to == 0 ? data.compacted_to
                            : std::max(data.compacted_to, data.dropped_to + data.window.window - 1);
-  const bool is_in_front =
-      data.compacted_to == 0 && num_tokens <= data.dropped_to - slots_of(data, page_size).missing;
+  const bool is_in_front = data.compacted_to == 0 && num_tokens <= data.num_in_front;
   require(num_tokens >= least || is_in_front, "num_tokens: got ", num_tokens, " for sequence ",
           seq_id, " of length ", data.length,
           "; its window or keep has dropped what the next token would see; expected ", least,
@@ -63,7 +61,8 @@ CutSequence cut_at(const SequenceData& data, std::int64_t num_tokens, int page_s
   if (num_tokens < data.kept_from()) return {.num_slots = num_tokens};
   return {.num_slots = num_tokens - slots.missing,
           .dropped_to = data.dropped_to,
-          .num_dropped = data.num_dropped};
+          .num_dropped = data.num_dropped,
+          .num_in_front = data.num_in_front};
 }
 
 PageRange dead_pages(const SequenceData& data, int page_size) noexcept {
@@ -85,32 +84,42 @@ std::int64_t first_query_slot(const SequenceData& data, const SequenceSlots& slo
   return data.dropped_to - slots.missing + data.window.window - 1;
 }
 
+void check_positions(const SequenceData& data, const SequenceSlots& slots) {
+  require(slots.held >= 0 && data.length >= slots.held && data.length <= kMost, "length: got ",
+          data.length, " for ", slots.held, " tokens held and ", slots.drafts,
+          " draft tokens; expected at least the tokens held, and at most 2^62");
+  require(data.compacted_to >= 0 && data.compacted_to <= data.length, "compacted_to: got ",
+          data.compacted_to, "; expected 0 to ", data.length, ", the length");
+  check_window(data.window);
+  // By subtraction: each number is now known to lie within 0 and 2^62.
+  const bool is_left_behind =
+      data.window.window > 0 && slots.missing > 0 && data.dropped_to > 0 &&
+      data.dropped_to <= data.length && data.window.window - 1 <= data.length - data.dropped_to &&
+      data.num_in_front >= data.window.num_sink_tokens && data.num_in_front <= slots.held &&
+      data.num_in_front <= data.dropped_to - slots.missing;
+  require(data.dropped_to == 0 ? data.num_in_front == 0 : is_left_behind, "dropped_to: got ",
+          data.dropped_to, " and num_in_front ", data.num_in_front, " for length ", data.length,
+          ", ", slots.held, " tokens held, ", data.window.num_sink_tokens,
+          " sinks and a window of ", data.window.window,
+          "; expected 0, or a position that the window has left behind");
+  const bool all_dropped = data.compacted_to == 0;
+  require(data.num_dropped >= 0 && (data.num_dropped > 0) == (data.dropped_to > 0) &&
+              data.num_dropped <= slots.missing &&
+              (!all_dropped || data.num_dropped == slots.missing),
+          "length: got ", data.length, " for ", slots.held, " tokens held and ", data.num_dropped,
+          " dropped by the window; expected the sum of them",
+          all_dropped ? "" : ", or more, since keep has picked tokens");
+}
+
 void check_sequence(const SequenceData& data, int page_size) {
   const bool has_pages = !data.kv_page_indices.empty();
   require(has_pages ? data.last_page_len >= 1 && data.last_page_len <= page_size
                     : data.last_page_len == 0,
           "last_page_len: got ", data.last_page_len, " for ", data.kv_page_indices.size(),
           " pages of ", page_size, "; expected ", has_pages ? "1 to page_size" : "0");
-  check_window(data.window);
   if (!data.tree_parents.empty()) check_tree(data.tree_parents);
-  const SequenceSlots slots = slots_of(data, page_size);
-  require(slots.held >= 0 && slots.missing >= 0 && data.length <= kMost, "length: got ",
-          data.length, " for ", slots.held, " tokens held and ", slots.drafts,
-          " draft tokens; expected at least the tokens held, and at most 2^62");
-  require(data.compacted_to >= 0 && data.compacted_to <= data.length, "compacted_to: got ",
-          data.compacted_to, "; expected 0 to ", data.length, ", the length");
-  require(data.dropped_to == 0 || (data.window.window > 0 && slots.missing > 0 &&
-                                   data.dropped_to >= slots.missing + data.window.num_sink_tokens &&
-                                   data.dropped_to + data.window.window - 1 <= data.length),
-          "dropped_to: got ", data.dropped_to, " for length ", data.length, ", ", slots.held,
-          " tokens held, ", data.window.num_sink_tokens, " sinks and a window of ",
-          data.window.window, "; expected 0, or a position that the window has left behind");
-  const bool all_dropped = data.compacted_to == 0;
-  require((data.num_dropped > 0) == (data.dropped_to > 0) && data.num_dropped <= slots.missing &&
-              (!all_dropped || data.num_dropped == slots.missing),
-          "length: got ", data.length, " for ", slots.held, " tokens held and ", data.num_dropped,
-          " dropped by the window; expected the sum of them",
-          all_dropped ? "" : ", or more, since keep has picked tokens");
+  require(data.length >= 0, "length: got ", data.length, "; expected at least 0");
+  check_positions(data, slots_of(data, page_size));
 }
 
 }  // namespace seqattn

@@ -28,12 +28,11 @@ SequenceSlots slots_of(const SequenceData& data, int page_size) noexcept;
 void check_window(const SlidingWindow& window);
 
 // Throws InvalidArgumentError unless all that `window` lets the next token see is held.
-void check_window_is_held(const SequenceData& data, const SlidingWindow& window, int page_size);
+void check_window_is_held(const SequenceData& data, const SlidingWindow& window);
 
 // Throws InvalidArgumentError unless num_tokens is from 0 to the length, and the next token of a
 // sequence that ends there sees nothing that was dropped. `seq_id` is for the message.
-void check_can_end_at(const SequenceData& data, std::int64_t num_tokens, int page_size,
-                      SeqId seq_id);
+void check_can_end_at(const SequenceData& data, std::int64_t num_tokens, SeqId seq_id);
 
 // The first num_tokens positions of a sequence that can end there, without its pages: those are the
 // first pages_for(slots_of(...).held) ones.
@@ -41,6 +40,7 @@ struct CutSequence {
   std::int64_t num_slots = 0;
   std::int64_t dropped_to = 0;
   std::int64_t num_dropped = 0;
+  std::int64_t num_in_front = 0;
 };
 CutSequence cut_at(const SequenceData& data, std::int64_t num_tokens, int page_size) noexcept;
 
@@ -58,7 +58,11 @@ bool is_alive(const SequenceData& data, std::int64_t slot, std::int64_t held) no
 // The first slot that may still ask: the window of those in front of it has been dropped.
 std::int64_t first_query_slot(const SequenceData& data, const SequenceSlots& slots) noexcept;
 
-// Throws InvalidArgumentError unless the fields are those of a sequence that can be.
+// Throws InvalidArgumentError unless the fields, but for pages and tree, are those of a sequence
+// that can be, whose slots these are.
+void check_positions(const SequenceData& data, const SequenceSlots& slots);
+
+// The same for all of its fields.
 void check_sequence(const SequenceData& data, int page_size);
 
 }  // namespace seqattn

@@ -125,6 +125,7 @@ StateHeader encode_state_header(const SequenceStateInfo& info) noexcept {
   out.put(info.dropped_to);
   out.put(info.num_dropped);
   out.put(info.compacted_to);
+  out.put(info.num_in_front);
   store_checksum(state_checksum(std::span(header).first(kChecksumAt), 0), &header[kChecksumAt]);
   return header;
 }
@@ -152,6 +153,7 @@ SequenceStateInfo decode_state_header(std::span<const std::byte> bytes, std::str
   info.dropped_to = in.get<std::int64_t>();
   info.num_dropped = in.get<std::int64_t>();
   info.compacted_to = in.get<std::int64_t>();
+  info.num_in_front = in.get<std::int64_t>();
   if (dtype < kDTypes.size()) info.dtype = kDTypes[dtype];
   if (dtype >= kDTypes.size() || !is_sound(info)) {
     refuse(name, ": the header describes no sequence that this build knows");

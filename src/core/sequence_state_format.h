@@ -13,7 +13,7 @@
 // checksum.
 namespace seqattn {
 
-inline constexpr std::size_t kStateHeaderBytes = 96;
+inline constexpr std::size_t kStateHeaderBytes = 104;
 inline constexpr std::size_t kChecksumBytes = 8;
 using StateHeader = std::array<std::byte, kStateHeaderBytes>;
 

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <functional>
 #include <vector>
 
 #include "atomic_file.h"
@@ -8,6 +9,7 @@
 #include "seqattn/half.h"
 #include "seqattn/paged_kv_cache_manager.h"
 #include "seqattn/sequence_state.h"
+#include "sequence_slots.h"
 #include "sequence_state_records.h"
 #include "token_buffer.h"
 
@@ -113,40 +115,72 @@ void read_tokens(StateReader& reader, PagedKVCacheManager& manager, std::span<co
   });
 }
 
-// Shares the pages that hold the tokens now, as the sequence that the state describes.
-void attach(CacheDescriptor& descriptor, SeqId seq_id, SequenceData data,
-            const StateReader& reader) {
+// The sequence that the state describes, without its pages. Throws SequenceStateError for one that
+// cannot be.
+SequenceData sequence_of(const StateReader& reader) {
   const SequenceStateInfo& info = reader.info();
+  SequenceData data;
   data.length = info.length;
   data.window = info.window;
   data.dropped_to = info.dropped_to;
   data.num_dropped = info.num_dropped;
+  data.num_in_front = info.num_in_front;
   data.compacted_to = info.compacted_to;
   try {
-    descriptor.attach(seq_id, data);
+    check_positions(
+        data,
+        {.held = info.num_kv_tokens, .drafts = 0, .missing = info.length - info.num_kv_tokens});
   } catch (const InvalidArgumentError& error) {
     throw SequenceStateError(
         concat(reader.name(), ": the header describes no sequence that can be: ", error.what()));
   }
+  return data;
 }
 
+// Reads a state to its end, where nothing may follow; throws as a restore would.
+void verify(ByteSource& source) {
+  StateReader reader(source);
+  const SequenceStateInfo& info = reader.info();
+  const StateRecords records(info);
+  const std::int64_t token_bytes = records.key_bytes + records.value_bytes;
+  const std::int64_t most = std::min(records.most_tokens, info.num_kv_tokens);
+  std::vector<std::byte> record(static_cast<std::size_t>(most * token_bytes) + kChecksumBytes);
+  for_each_record(info, [&](int, std::int64_t, std::int64_t count) {
+    reader.read_record(
+        std::span(record).first(static_cast<std::size_t>(count * token_bytes) + kChecksumBytes));
+  });
+  reader.expect_end();
+}
+
+// `verify_all`: checks the whole state by another way to its bytes, where there is one. It is asked
+// before a reclaimer gives up pages, which a state that is refused later could not give back.
 SequenceStateInfo restore(CacheDescriptor& descriptor, SeqId seq_id, ByteSource& source,
-                          bool has_to_end, Stream stream) {
+                          const std::function<void()>& verify_all, Stream stream) {
   PagedKVCacheManager& manager = manager_of(descriptor, "restore_sequence");
   require(!descriptor.contains(seq_id), "sequence ", seq_id,
           " exists; expected a new id: release it first");
   StateReader reader(source);
   check_shape(reader.info(), manager.config(), reader.name());
+  SequenceData data = sequence_of(reader);
   // The pages grow a sequence of a descriptor that nobody sees, and are written between the two
   // halves of that growth: whatever throws, it is taken back. `descriptor` then shares them.
+  const PagePool& pool = manager.pool();
+  const std::int64_t needed = pages_for(reader.info().num_kv_tokens, pool.page_size());
+  const bool may_reclaim = pool.reclaimer() != nullptr && needed <= pool.num_pages() &&
+                           needed > pool.available_pages_count();
+  if (verify_all && may_reclaim) {
+    verify_all();
+  }
   CacheDescriptor staging(manager);
   const std::array ids{SeqId{0}};
   const std::array lengths{reader.info().num_kv_tokens};
   auto growth = GrowTransaction::by_lengths(staging, ids, lengths);
   if (!growth.prepare(stream)) throw NoPageError(growth.needed(), growth.available());
   read_tokens(reader, manager, staging.pages(0), stream);
-  if (has_to_end) reader.expect_end();
-  attach(descriptor, seq_id, staging.sequence(0), reader);
+  if (verify_all) reader.expect_end();
+  data.kv_page_indices = staging.sequence(0).kv_page_indices;
+  data.last_page_len = staging.sequence(0).last_page_len;
+  descriptor.attach(seq_id, data);
   growth.commit();
   return reader.info();
 }
@@ -172,19 +206,27 @@ std::string ByteSource::name() const { return "sequence state"; }
 
 SequenceStateInfo restore_sequence(CacheDescriptor& descriptor, SeqId seq_id, ByteSource& source,
                                    Stream stream) {
-  return restore(descriptor, seq_id, source, /*has_to_end=*/false, stream);
+  return restore(descriptor, seq_id, source, /*verify_all=*/{}, stream);
 }
 
 SequenceStateInfo restore_sequence(CacheDescriptor& descriptor, SeqId seq_id,
                                    std::span<const std::byte> state, Stream stream) {
   MemorySource source(state);
-  return restore(descriptor, seq_id, source, /*has_to_end=*/true, stream);
+  const auto verify_all = [&] {
+    MemorySource again(state);
+    verify(again);
+  };
+  return restore(descriptor, seq_id, source, verify_all, stream);
 }
 
 SequenceStateInfo restore_sequence(CacheDescriptor& descriptor, SeqId seq_id,
                                    const std::filesystem::path& path, Stream stream) {
   FileSource source(path);
-  return restore(descriptor, seq_id, source, /*has_to_end=*/true, stream);
+  const auto verify_all = [&] {
+    FileSource again(path);
+    verify(again);
+  };
+  return restore(descriptor, seq_id, source, verify_all, stream);
 }
 
 SequenceStateInfo sequence_state_info(std::span<const std::byte> state) {

@@ -41,6 +41,7 @@ SequenceStateInfo sequence_state_info(const CacheDescriptor& descriptor, SeqId s
                          .window = data.window,
                          .dropped_to = data.dropped_to,
                          .num_dropped = data.num_dropped,
+                         .num_in_front = data.num_in_front,
                          .compacted_to = data.compacted_to,
                          .num_layers = config.num_layers,
                          .num_heads = config.num_heads,

@@ -37,6 +37,7 @@ TEST(Trace, SaysWhatIsWrong) {
   const std::string head = R"({"timestamp": 1, "output_length": 1, )";
   EXPECT_THAT(error_of(""), HasSubstr("no JSON at byte"));
   EXPECT_THAT(error_of(R"({"timestamp": 1)"), HasSubstr("no JSON at byte"));
+  EXPECT_THAT(error_of(R"({"timestamp": 1e999})"), HasSubstr("no JSON that can be read"));
   EXPECT_THAT(error_of("[]"), HasSubstr("line: got array; expected a JSON object"));
   EXPECT_THAT(error_of("{}"), HasSubstr("timestamp: got nothing"));
   EXPECT_THAT(error_of(R"({"timestamp": "noon"})"), HasSubstr("timestamp: got \"noon\""));

@@ -98,13 +98,17 @@ TEST(PackedData, TakesColumns) {
   const FlashInferPackedData packed({1, 2}, {0, 1, 2}, {3, 2}, columns);
   EXPECT_EQ(packed.columns(), columns);
   EXPECT_EQ(FlashInferPackedData({1}, {0, 1}, {3}).columns(), RowColumns());
-  for (const RowColumns& wrong : std::vector<RowColumns>{{.windows = {{}}},
-                                                         {.trees = {{}, {}, {}}},
-                                                         {.windows = {{}, {.window = -1}}},
-                                                         {.windows = {{}, {.num_sink_tokens = 1}}},
-                                                         {.windows = {{.num_dropped = -1}, {}}},
-                                                         {.windows = {{.first_query = -1}, {}}},
-                                                         {.trees = {{0}, {}}}}) {
+  constexpr std::int64_t kTooMany = (std::int64_t{1} << 62) + 1;
+  for (const RowColumns& wrong :
+       std::vector<RowColumns>{{.windows = {{}}},
+                               {.trees = {{}, {}, {}}},
+                               {.windows = {{}, {.window = -1}}},
+                               {.windows = {{}, {.num_sink_tokens = 1}}},
+                               {.windows = {{.num_dropped = -1}, {}}},
+                               {.windows = {{.first_query = -1}, {}}},
+                               {.windows = {{.num_dropped = kTooMany}, {}}},
+                               {.windows = {{.first_query = kTooMany}, {}}},
+                               {.trees = {{0}, {}}}}) {
     EXPECT_THROW(FlashInferPackedData({1, 2}, {0, 1, 2}, {3, 2}, wrong), InvalidArgumentError);
   }
 }

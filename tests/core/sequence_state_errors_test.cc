@@ -103,8 +103,8 @@ TEST_F(SequenceStateErrors, EveryChangedByte) {
     if (HasFailure()) break;
   }
   State changed = state_;
-  changed[100] ^= std::byte{1};
-  EXPECT_THAT(refusal_of(changed), HasSubstr("sequence state: corrupted: bytes 96 to "));
+  changed[kStateHeaderBytes + 4] ^= std::byte{1};
+  EXPECT_THAT(refusal_of(changed), HasSubstr("sequence state: corrupted: bytes 104 to "));
 }
 
 TEST_F(SequenceStateErrors, RecordsThatAreSwappedOrOfAnotherState) {
@@ -129,7 +129,7 @@ TEST_F(SequenceStateErrors, BytesThatFollow) {
 }
 
 TEST_F(SequenceStateErrors, ForeignBytes) {
-  for (const std::size_t size : {1, 8, 96, 5000}) {
+  for (const std::size_t size : {1, 8, 104, 5000}) {
     State noise(size);
     for (std::byte& byte : noise) byte = static_cast<std::byte>(random_());
     noise[0] = std::byte{0x7f};
@@ -169,6 +169,15 @@ TEST_F(SequenceStateErrors, HeadersThatMakeNoSense) {
                              with([](Info& info) { info.dropped_to = info.num_dropped = 3; }),
                              with([](Info& info) { info.num_dropped = -3; }),
                              with([](Info& info) { info.compacted_to = 99; }),
+                             with([](Info& info) { info.num_in_front = 1; }), with([](Info& info) {
+                               info.length = info.window.window = kHuge;
+                               info.dropped_to = std::numeric_limits<std::int64_t>::max();
+                               info.num_dropped = kHuge - info.num_kv_tokens;
+                             }),
+                             with([](Info& info) {
+                               info.length = info.compacted_to = info.num_kv_tokens + 9;
+                               info.num_dropped = -3;
+                             }),
                              with([](Info& info) { info.length += 5; }), with([](Info& info) {
                                info.length = std::numeric_limits<std::int64_t>::max();
                              })}) {
@@ -249,6 +258,33 @@ TEST_F(SequenceStateErrors, AFullPoolAsksItsReclaimer) {
 }
 
 // Whatever a source or a sink throws, at any point, comes out, and nothing is left of the call.
+TEST_F(SequenceStateErrors, WrongBytesTakeNothingFromAReclaimer) {
+  struct Counting : Reclaimer {
+    bool reclaim(std::int64_t) override {
+      ++num_calls;
+      return false;
+    }
+    int num_calls = 0;
+  } reclaimer;
+  SavedCache full({.num_pages = 4,
+                   .page_size = 4,
+                   .num_heads = cache_.manager.config().num_heads,
+                   .head_dim = cache_.manager.config().head_dim,
+                   .head_dim_v = cache_.manager.config().head_dim_v,
+                   .num_layers = cache_.manager.config().num_layers,
+                   .dtype = cache_.manager.config().dtype});
+  full.descriptor.allocate({9}, {16});
+  full.manager.pool().set_reclaimer(&reclaimer);
+  State changed = state_;
+  changed.back() ^= std::byte{1};
+  EXPECT_THROW(restore_sequence(full.descriptor, 1, changed), SequenceStateError);
+  changed = state_;
+  changed.push_back(std::byte{0});
+  EXPECT_THROW(restore_sequence(full.descriptor, 1, changed), SequenceStateError);
+  EXPECT_EQ(reclaimer.num_calls, 0);
+  full.manager.pool().set_reclaimer(nullptr);
+}
+
 TEST_F(SequenceStateErrors, OfSourceAndSink) {
   struct Breaks final : ByteSource, ByteSink {
     Breaks(const State& s, std::size_t n) : state(s), good_calls(n) {}

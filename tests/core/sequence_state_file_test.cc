@@ -97,6 +97,15 @@ TEST_F(SequenceStateFile, IsReplacedAsAWhole) {
   EXPECT_EQ(contents(path), text(save_sequence(cache_.descriptor, 2)));
 }
 
+TEST_F(SequenceStateFile, StaysAsPrivateAsItWas) {
+  const fs::path path = folder_ / "state";
+  save_sequence(cache_.descriptor, 1, path);
+  constexpr fs::perms kPrivate = fs::perms::owner_read | fs::perms::owner_write;
+  fs::permissions(path, kPrivate);
+  save_sequence(cache_.descriptor, 1, path);
+  EXPECT_EQ(fs::status(path).permissions(), kPrivate);
+}
+
 TEST_F(SequenceStateFile, BehindALinkIsReplacedThere) {
   fs::create_directory(folder_ / "far");
   save_sequence(cache_.descriptor, 1, folder_ / "far" / "one.state");

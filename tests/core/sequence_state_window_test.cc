@@ -1,7 +1,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "error_text.h"
@@ -81,6 +83,75 @@ class SequenceStateWindow : public ::testing::Test {
 
   std::mt19937_64 random_ = testing::random_source(4501);
 };
+
+// Appends tokens whose keys are their positions.
+void append_positions(SavedCache& cache, std::int64_t count) {
+  const std::int64_t first = cache.descriptor.contains(1) ? cache.descriptor.length(1) : 0;
+  cache.descriptor.allocate({1}, {count});
+  HostTensor keys(DType::kFloat32, {count, 1, 16});
+  for (std::int64_t i = 0; i < count * 16; ++i) keys.set(i, static_cast<float>(first + i / 16));
+  const auto packed = cache.descriptor.pack_for_flashinfer({1});
+  cache.manager.append_kv(keys.view(), keys.view(), packed, {0, static_cast<std::int32_t>(count)});
+}
+
+// A sequence ends at any position that it can, or is refused to; where it ends, its next token sees
+// the sinks and what stands in front of it, and nothing else in their place.
+void expect_forks_to_hold_their_window(SavedCache& cache) {
+  CacheDescriptor& descriptor = cache.descriptor;
+  const auto [window, num_sinks] = descriptor.window(1);
+  const std::int64_t length = descriptor.length(1);
+  int num_forks = 0;
+  for (std::int64_t n = 0; n <= length; ++n) {
+    try {
+      descriptor.fork(1, 2, n);
+    } catch (const InvalidArgumentError&) {
+      const std::int64_t least = descriptor.sequence(1).kept_from() + window - 1;
+      EXPECT_LT(n, least) << "of length " << length;
+      continue;
+    }
+    ++num_forks;
+    const std::int64_t held = descriptor.num_kv_tokens(2);
+    const HostTensor keys(DType::kFloat32, {held, 1, 16}), values(DType::kFloat32, {held, 1, 16});
+    cache.manager.read_kv(descriptor.pages(2), 0, held, keys.view(), values.view());
+    const auto got = keys.values();
+    for (std::int64_t i = 0; i < std::min(num_sinks, n); ++i) EXPECT_EQ(got[i * 16], i);
+    for (std::int64_t i = 1; i < std::min(window, n + 1); ++i) {
+      ASSERT_EQ(got[(held - i) * 16], n - i) << "in a fork at " << n << " of " << length;
+    }
+    descriptor.check_invariants();
+    descriptor.release({2});
+  }
+  EXPECT_GT(num_forks, 0);
+}
+
+TEST_F(SequenceStateWindow, EndsWhereItCanWhateverPagesItCameFrom) {
+  for (const int from_size : {1, 3, 4, 16}) {
+    for (const int to_size : {1, 4, 5, 16}) {
+      for (const SlidingWindow window : {SlidingWindow{.window = 4, .num_sink_tokens = 1},
+                                         SlidingWindow{.window = 6, .num_sink_tokens = 0},
+                                         SlidingWindow{.window = 3, .num_sink_tokens = 5}}) {
+        SCOPED_TRACE(std::to_string(from_size) + " to " + std::to_string(to_size));
+        SavedCache from(config_of(from_size)), to(config_of(to_size));
+        from.descriptor.allocate({1}, {0});
+        from.descriptor.set_window(1, window);
+        append_positions(from, 35);
+        append_positions(from, 1);
+        restore_sequence(to.descriptor, 1, save_sequence(from.descriptor, 1));
+        for (const std::int64_t count : {1, 2, 17, 1, 1, 5, 9, 1}) {
+          append_positions(to, count);
+          to.descriptor.check_invariants();
+          expect_forks_to_hold_their_window(to);
+        }
+        // Sinks that are gone are not to be had again.
+        const auto more = static_cast<std::int64_t>(
+            std::max<std::int64_t>(to.descriptor.sequence(1).num_in_front, 0) + 1);
+        if (to.descriptor.sequence(1).dropped_to > 0) {
+          EXPECT_THROW(to.descriptor.set_window(1, {window.window, more}), InvalidArgumentError);
+        }
+      }
+    }
+  }
+}
 
 TEST_F(SequenceStateWindow, GoesOnBehindAWindow) {
   for (const SlidingWindow window : {SlidingWindow{.window = 6, .num_sink_tokens = 0},

@@ -87,6 +87,17 @@ def test_a_window_with_sinks_keeps_memory_bounded(rng):
     assert "window=7, num_sink_tokens=3" in repr(descriptor)
 
 
+def test_a_table_says_nothing_of_positions():
+    _, descriptor = make(window=4)
+    descriptor.allocate([1], [20])
+    descriptor.allocate([1], [1])
+    before = (descriptor.length(1), descriptor.num_kv_tokens(1), descriptor.kept_from(1))
+    with pytest.raises(seqattn.InvalidArgumentError, match="length 21 that holds"):
+        descriptor.seq_id_to_data[1] = descriptor.seq_id_to_data[1]
+    assert (descriptor.length(1), descriptor.num_kv_tokens(1), descriptor.kept_from(1)) == before
+    descriptor.check_invariants()
+
+
 def test_what_a_window_has_dropped_is_refused():
     _, descriptor = make(window=4)
     descriptor.allocate([1], [20])

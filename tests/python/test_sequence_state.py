@@ -56,6 +56,7 @@ def test_bytes_restore_into_another_page_size_and_layout(rng, dtype, num_tokens)
         window=seqattn.SlidingWindow(0, 0),
         dropped_to=0,
         num_dropped=0,
+        num_in_front=0,
         compacted_to=0,
         num_layers=2,
         num_heads=2,
