@@ -164,12 +164,13 @@ class SequenceMapping(MutableMapping[int, SequenceData]):
             num_tokens = full_pages * self._descriptor.page_size + index(data.last_page_len)
         except (AttributeError, TypeError):
             raise TypeError(f"seq_id_to_data[{seq_id!r}]: got {data!r}; expected a SequenceData") from None
-        if seq_id in self._descriptor and self._descriptor.length(seq_id) != self._descriptor.num_kv_tokens(seq_id):
-            raise InvalidArgumentError(
-                f"seq_id_to_data[{seq_id!r}]: got a table for a sequence of length {self._descriptor.length(seq_id)} that "
-                f"holds {self._descriptor.num_kv_tokens(seq_id)} tokens, and a table says no positions; expected one without "
-                "dropped or draft tokens: release it first"
-            )
+        if seq_id in self._descriptor:
+            length, held = self._descriptor.length(seq_id), self._descriptor.num_kv_tokens(seq_id)
+            if length != held:
+                raise InvalidArgumentError(
+                    f"seq_id_to_data[{seq_id!r}]: got a table for a sequence of length {length} that holds {held} tokens, "
+                    "and a table says no positions; expected a sequence without dropped or draft tokens: release it first"
+                )
         self._descriptor.adopt(seq_id, data.kv_page_indices, num_tokens)
 
     def __delitem__(self, seq_id: int) -> None:
