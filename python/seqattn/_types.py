@@ -168,8 +168,9 @@ class SequenceMapping(MutableMapping[int, SequenceData]):
             length, held = self._descriptor.length(seq_id), self._descriptor.num_kv_tokens(seq_id)
             if length != held:
                 raise InvalidArgumentError(
-                    f"seq_id_to_data[{seq_id!r}]: got a table for a sequence of length {length} that holds {held} tokens, "
-                    "and a table says no positions; expected a sequence without dropped or draft tokens: release it first"
+                    f"seq_id_to_data[{seq_id!r}]: got a table for a sequence of length {length} that holds {held} "
+                    "tokens, and a table says no positions; expected a sequence without dropped or draft tokens: "
+                    "release it first"
                 )
         self._descriptor.adopt(seq_id, data.kv_page_indices, num_tokens)
 
