@@ -125,15 +125,28 @@ void GrowTransaction::give_back_dead_pages(Turn& turn) {
                                     ? first * page_size
                                     : std::min(sequence.num_in_front, first * page_size);
   auto& pages = sequence.kv_page_indices;
-  turn.dead_pages.assign(pages.begin() + first, pages.begin() + end);
-  pool_.give_back(turn.dead_pages);
+  Drop& drop = drops_.emplace_back(Drop{.pages = {pages.begin() + first, pages.begin() + end},
+                                        .first = first,
+                                        .old_dropped_to = sequence.dropped_to,
+                                        .old_num_in_front = sequence.num_in_front});
+  turn.has_dropped = true;
+  pool_.give_back(drop.pages);
+  drop.is_cut_out = true;
   pages.erase(pages.begin() + first, pages.begin() + end);
-  turn.first_dead = first;
   turn.old_num_pages = static_cast<std::int32_t>(pages.size());
-  turn.old_dropped_to = std::exchange(sequence.dropped_to, position);
-  turn.old_num_in_front = std::exchange(sequence.num_in_front, in_front);
+  sequence.dropped_to = position;
+  sequence.num_in_front = in_front;
   sequence.num_dropped += (end - first) * page_size;
   if (pages.empty()) sequence.last_page_len = 0;
+}
+
+void GrowTransaction::put_back(SequenceData& sequence, const Drop& drop) const noexcept {
+  auto& pages = sequence.kv_page_indices;
+  pages.insert(pages.begin() + drop.first, drop.pages.begin(), drop.pages.end());
+  sequence.dropped_to = drop.old_dropped_to;
+  sequence.num_in_front = drop.old_num_in_front;
+  sequence.num_dropped -=
+      static_cast<std::int64_t>(drop.pages.size()) * descriptor_.pool().page_size();
 }
 
 void GrowTransaction::grow(Turn& turn, std::int64_t num_new_slots) {
@@ -193,6 +206,7 @@ void GrowTransaction::commit() noexcept {
   pool_.commit();
   if (mode_ == Mode::kTree) turns_.front().sequence->tree_parents = std::move(tree_parents_);
   turns_.clear();
+  drops_.clear();
 }
 
 void GrowTransaction::rollback() noexcept {
@@ -205,12 +219,9 @@ void GrowTransaction::rollback() noexcept {
     if (turn.shared_page != kNoPage) pages.back() = turn.shared_page;
     sequence.last_page_len = turn.old_last_page_len;
     sequence.length -= turn.num_new_tokens;
-    if (turn.first_dead >= 0) {
-      pages.insert(pages.begin() + turn.first_dead, turn.dead_pages.begin(), turn.dead_pages.end());
-      sequence.dropped_to = turn.old_dropped_to;
-      sequence.num_in_front = turn.old_num_in_front;
-      sequence.num_dropped -=
-          static_cast<std::int64_t>(turn.dead_pages.size()) * descriptor_.pool().page_size();
+    if (turn.has_dropped) {
+      if (drops_.back().is_cut_out) put_back(sequence, drops_.back());
+      drops_.pop_back();
     }
     if (turn.is_new) descriptor_.sequences_.erase(seq_ids_[turns_.size() - 1]);
   }

@@ -59,11 +59,15 @@ class GrowTransaction {
     std::int32_t num_new_pages = 0;  // behind the old ones
     PageId shared_page = kNoPage;    // the last page, where it is given up for a copy
     bool is_new = false;
-    // What the window has left behind: page table entries from first_dead on, once cut out.
-    std::vector<PageId> dead_pages = {};
-    std::int64_t first_dead = -1;
+    bool has_dropped = false;  // of drops_, the last that no later turn has
+  };
+  // What a window has left behind: page table entries from `first` on, cut out.
+  struct Drop {
+    std::vector<PageId> pages;
+    std::int64_t first = 0;
     std::int64_t old_dropped_to = 0;
     std::int64_t old_num_in_front = 0;
+    bool is_cut_out = false;
   };
   enum class Mode : std::uint8_t { kLengths, kOneToken, kTree };
   // Stands in page tables for a page that a turn is going to take.
@@ -78,6 +82,7 @@ class GrowTransaction {
   void apply_turns();
   Turn& begin_turn(SeqId seq_id);
   void give_back_dead_pages(Turn& turn);
+  void put_back(SequenceData& sequence, const Drop& drop) const noexcept;
   void grow(Turn& turn, std::int64_t num_new_slots);
   void give_up_shared_page(Turn& turn);
   void add_needed(std::int64_t num_pages) noexcept;
@@ -93,6 +98,7 @@ class GrowTransaction {
   std::int64_t needed_ = 0;
   std::int64_t available_ = 0;
   std::vector<Turn> turns_;  // reserved: pool_ points at their shared pages
+  std::vector<Drop> drops_;  // pool_ points into them; apart from the turns, since few have any
   std::vector<PageCopy> copies_;
 };
 
