@@ -133,7 +133,6 @@ void GrowTransaction::give_back_dead_pages(Turn& turn) {
   pool_.give_back(drop.pages);
   drop.is_cut_out = true;
   pages.erase(pages.begin() + first, pages.begin() + end);
-  turn.old_num_pages = static_cast<std::int32_t>(pages.size());
   sequence.dropped_to = position;
   sequence.num_in_front = in_front;
   sequence.num_dropped += (end - first) * page_size;

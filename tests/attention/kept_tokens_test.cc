@@ -12,24 +12,6 @@
 namespace seqattn::testing {
 namespace {
 
-std::vector<AttentionCase> kept_cases() {
-  std::vector<AttentionCase> cases;
-  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
-    for (const int page_size : {1, 4, 7}) {
-      AttentionCase c;
-      c.name = std::string(to_string(dtype)) + "_" + std::to_string(page_size);
-      c.kv_dtype = dtype;
-      c.kv_layout = page_size == 4 ? KVLayout::kHND : KVLayout::kNHD;
-      c.page_size = page_size;
-      c.causal = page_size != 7;
-      c.head_dim = 16;
-      c.head_dim_v = 9;
-      cases.push_back(c);
-    }
-  }
-  return cases;
-}
-
 class KeptTokens : public ConformanceSuite {
  protected:
   LivingSequences sequences(SlidingWindow window = {}) {
@@ -93,7 +75,7 @@ TEST_P(KeptTokens, OfSequencesWithWindows) {
   }
 }
 
-SEQATTN_INSTANTIATE_CASES(KeptTokens, kept_cases());
+SEQATTN_INSTANTIATE_CASES(KeptTokens, living_cases());
 
 }  // namespace
 }  // namespace seqattn::testing

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <string>
 #include <utility>
 
 #include "tensor.h"
@@ -197,6 +198,24 @@ void LivingSequences::set_window(SeqId id, SlidingWindow window) {
 void LivingSequences::release(SeqId id) {
   descriptor_->release({id});
   histories_.erase(id);
+}
+
+std::vector<AttentionCase> living_cases() {
+  std::vector<AttentionCase> cases;
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    for (const int page_size : {1, 4, 7}) {
+      AttentionCase c;
+      c.name = std::string(to_string(dtype)) + "_" + std::to_string(page_size);
+      c.kv_dtype = dtype;
+      c.kv_layout = page_size == 4 ? KVLayout::kHND : KVLayout::kNHD;
+      c.page_size = page_size;
+      c.causal = page_size != 7;
+      c.head_dim = 16;
+      c.head_dim_v = 9;
+      cases.push_back(c);
+    }
+  }
+  return cases;
 }
 
 }  // namespace seqattn::testing

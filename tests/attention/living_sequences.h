@@ -76,4 +76,7 @@ class LivingSequences {
   std::map<SeqId, History> histories_;
 };
 
+// Types, layouts and page sizes that such sequences are tried with.
+std::vector<AttentionCase> living_cases();
+
 }  // namespace seqattn::testing

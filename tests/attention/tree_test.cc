@@ -14,24 +14,6 @@ namespace {
 
 using Parents = std::vector<std::int32_t>;
 
-std::vector<AttentionCase> tree_cases() {
-  std::vector<AttentionCase> cases;
-  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
-    for (const int page_size : {1, 4, 7}) {
-      AttentionCase c;
-      c.name = std::string(to_string(dtype)) + "_" + std::to_string(page_size);
-      c.kv_dtype = dtype;
-      c.kv_layout = page_size == 4 ? KVLayout::kHND : KVLayout::kNHD;
-      c.page_size = page_size;
-      c.causal = page_size != 7;
-      c.head_dim = 16;
-      c.head_dim_v = 9;
-      cases.push_back(c);
-    }
-  }
-  return cases;
-}
-
 Parents random_tree(std::mt19937_64& random) {
   Parents parents(1 + random() % 20);
   for (std::size_t i = 0; i < parents.size(); ++i) {
@@ -142,7 +124,7 @@ TEST_P(Trees, OnALongSequence) {
   world.step({{1, 0, {-1, 0, -1, 2, 2, 3, 3, 0, 1}}});
 }
 
-SEQATTN_INSTANTIATE_CASES(Trees, tree_cases());
+SEQATTN_INSTANTIATE_CASES(Trees, living_cases());
 
 }  // namespace
 }  // namespace seqattn::testing
