@@ -5,7 +5,7 @@ tools/setup.sh lint
 
 mapfile -t cpp < <(git ls-files --cached --others --exclude-standard '*.cc' '*.h' '*.cu' '*.cuh')
 # src/cuda is not in the build that clang-tidy reads: that takes CUDA's headers. For tests and bench the
-# warnings of clang, which compiles them in .ci/run, have to do.
+# warnings of clang, which compiles them for ThreadSanitizer in .ci/run, have to do.
 mapfile -t translation_units < <(git ls-files --cached --others --exclude-standard \
   'src/*.cc' 'cli/*.cc' 'examples/*.cc' 'python/src/*.cc' ':!src/cuda')
 

@@ -20,7 +20,7 @@ using ::testing::StartsWith;
 
 class RefusedAppends : public DeviceSuite {
  protected:
-  void SetUp() override {
+  void prepare() override {
     c.kv_dtype = DType::kFloat16;
     c.head_dim_v = 20;
     manager = std::make_unique<PagedKVCacheManager>(c.cache_config(8, device()));

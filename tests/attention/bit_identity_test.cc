@@ -65,7 +65,7 @@ std::vector<AttentionCase> identity_cases() {
 
 class BitIdentity : public ConformanceSuite {
  protected:
-  void SetUp() override {
+  void prepare() override {
     rows = random_rows(attention_case(), random);
     batch = std::make_unique<PagedBatch>(attention_case(), rows, device(), random);
   }

@@ -20,7 +20,7 @@ using ::testing::HasSubstr;
 
 class Capacity : public DeviceSuite {
  protected:
-  void SetUp() override {
+  void prepare() override {
     c.rows = {{9, 9}, {6, 11}, {1, 14}};  // 16 queries, 3 + 3 + 4 pages of 4 tokens
     rows = random_rows(c, random);
     batch = std::make_unique<PagedBatch>(c, rows, device(), random);

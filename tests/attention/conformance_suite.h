@@ -17,9 +17,13 @@ namespace seqattn::testing {
 //   SEQATTN_INSTANTIATE_CASES(Shapes, some_cases());
 class ConformanceSuite : public ::testing::TestWithParam<std::tuple<Device, AttentionCase>> {
  protected:
-  void SetUp() override {
+  // Where the device is not, a test is skipped before any of it runs.
+  void SetUp() final {
     if (!is_here(device())) GTEST_SKIP() << test_name(device()) << " is not here";
+    prepare();
   }
+  // What a suite sets up, on a device that is here.
+  virtual void prepare() {}
   Device device() const { return std::get<0>(GetParam()); }
   AttentionCase attention_case() const { return device_case(std::get<1>(GetParam()), device()); }
   std::mt19937_64 random = random_source(2000);
@@ -33,9 +37,11 @@ inline std::string conformance_name(
 // Tests of behaviour, once for each device.
 class DeviceSuite : public ::testing::TestWithParam<Device> {
  protected:
-  void SetUp() override {
+  void SetUp() final {
     if (!is_here(device())) GTEST_SKIP() << test_name(device()) << " is not here";
+    prepare();
   }
+  virtual void prepare() {}
   Device device() const { return GetParam(); }
   std::mt19937_64 random = random_source(2001);
 };

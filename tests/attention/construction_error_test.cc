@@ -17,7 +17,7 @@ using ::testing::StartsWith;
 
 class Construction : public DeviceSuite {
  protected:
-  void SetUp() override {
+  void prepare() override {
     c.num_kv_heads = 3;
     c.num_qo_heads = 6;
     c.head_dim = 16;

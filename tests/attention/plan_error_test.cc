@@ -23,7 +23,7 @@ using Indptr = std::vector<std::int32_t>;
 
 class RefusedPlans : public DeviceSuite {
  protected:
-  void SetUp() override {
+  void prepare() override {
     manager = std::make_unique<PagedKVCacheManager>(c.cache_config(8, device()));
     descriptor = std::make_unique<CacheDescriptor>(*manager);
     descriptor->allocate({1, 2}, {6, 3});

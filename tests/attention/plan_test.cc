@@ -19,7 +19,7 @@ using ::testing::HasSubstr;
 
 class Plans : public DeviceSuite {
  protected:
-  void SetUp() override {
+  void prepare() override {
     rows = random_rows(c, random);
     batch = std::make_unique<PagedBatch>(c, rows, device(), random);
     attention = std::make_unique<BatchAttention>(batch->manager(), c.options());

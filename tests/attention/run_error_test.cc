@@ -28,7 +28,7 @@ class RefusedRuns : public DeviceSuite {
     int layer = 0;
   };
 
-  void SetUp() override {
+  void prepare() override {
     c.kv_dtype = DType::kFloat16;
     c.head_dim_v = 24;
     c.sinks = true;

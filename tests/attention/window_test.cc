@@ -40,10 +40,7 @@ class Windows : public ConformanceSuite {
   LivingSequences sequences(std::int64_t num_tokens, SlidingWindow window) {
     return {c, device(), num_tokens / c.page_size + 1, random, window};
   }
-  void SetUp() override {
-    ConformanceSuite::SetUp();
-    c = attention_case();
-  }
+  void prepare() override { c = attention_case(); }
   AttentionCase c;
 };
 
