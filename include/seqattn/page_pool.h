@@ -21,7 +21,9 @@ class SEQATTN_EXPORT Reclaimer {
   virtual ~Reclaimer();
   // Either makes at least `num_pages` more pages free, by `unref` on the pool, and returns true; or
   // changes nothing and returns false. Called while a call prepares, when everything else about it
-  // has been validated; it must not call a descriptor of the same pool.
+  // has been validated, and before it takes pages: counts are then without the references that the
+  // call is about to give up, so that a page with the reclaimer's reference alone can be freed. It
+  // must neither call a descriptor of the same pool nor take pages.
   virtual bool reclaim(std::int64_t num_pages) = 0;
 };
 
@@ -114,9 +116,10 @@ class SEQATTN_EXPORT PagePool {
     ++num_recycled_;
     if (!generations_.empty()) ++generations_[static_cast<std::size_t>(page)];
   }
-  // Takes back `unref(pages)`, nothing having changed since but what was taken back already;
-  // `old_tail` is the tail before it.
-  void undo_unref(PageIds pages, std::uint64_t old_tail) noexcept;
+  // Takes back `drop(pages)`, the pages being in the free list still; `take_off_free_list` follows.
+  void hold_again(PageIds pages) noexcept;
+  // Takes pages that are held again out of what was freed since the tail was `old_tail`.
+  void take_off_free_list(std::uint64_t old_tail) noexcept;
 
   std::int64_t num_pages_;
   int page_size_;

@@ -116,7 +116,10 @@ class SEQATTN_EXPORT PrefixHandle {
 // first those past their ttl, then by lower priority, then the least recently used. Used means
 // inserted, matched, or found in a sequence's hands when eviction looks for pages. A page that a
 // sequence shares, or a handle pins, stays, and so does all that leads to it: to drop it would free
-// nothing. Such pages become evictable when their sequences go.
+// nothing. Such pages become evictable when their sequences go. But where the pool still falls
+// short, the cache gives up its share of ends that sequences hold, if pages that nobody holds lie
+// in front of them: a window can have left those behind. What the call itself is about to give up
+// (a page that it copies, pages behind a window) counts as given up.
 //
 // Memory: 4 * page_size + 4 bytes a page, about 280 bytes a node, and 1 bit a page of the pool. A
 // node begins where prefixes part and where a match or an insert ended.
@@ -157,13 +160,14 @@ class SEQATTN_EXPORT PrefixCache : public Reclaimer {
   std::int64_t insert(const CacheDescriptor& descriptor, SeqId seq_id, TokenIds tokens,
                       std::string_view salt = {}, const InsertOptions& options = {});
 
-  // Frees up to that many pages, in the order above; returns how many. Throws InvalidArgumentError
-  // for a negative number. O(pages * log(nodes) + leaves that sequences hold).
+  // Frees up to that many pages, in the order above and no shares; returns how many. Throws
+  // InvalidArgumentError for a negative number. O(pages * log(nodes) + leaves that sequences hold).
   std::int64_t evict(std::int64_t num_pages);
   // Frees the pages past their ttl.
   std::int64_t evict_expired();
-  // Called by the pool: evicts that many pages, or changes nothing. O as evict. A call of the pool
-  // or a descriptor that runs out of memory after that leaves the pages free.
+  // Called by the pool: frees that many pages, or changes nothing. O as evict, and the pages in
+  // front of ends that sequences hold where the others do not do. A call of the pool or a
+  // descriptor that runs out of memory after that leaves the pages free.
   bool reclaim(std::int64_t num_pages) override;
 
   // Drops every page; sequences keep theirs. Throws PinnedError while handles live. O(pages).

@@ -96,7 +96,7 @@ class PagePool:
         """
         Has a callable asked for pages when the pool falls short, as a prefix cache can give some up; None removes it.
 
-        reclaimer(num_pages) either makes at least that many more pages free, by unref, and returns True; or changes nothing and returns False. It may not call a descriptor of this pool, nor allocate: those raise Error. What it raises comes out of the call that fell short, which then has changed nothing.
+        reclaimer(num_pages) either makes at least that many more pages free, by unref, and returns True; or changes nothing and returns False. The counts that it meets are without the references that the call is about to give up: a page with a count of 1 that the reclaimer holds becomes free by its unref. It may not call a descriptor of this pool, nor allocate: those raise Error. What it raises comes out of the call that fell short, which then has changed nothing.
         """
 
     def check_invariants(self) -> None:
@@ -183,7 +183,7 @@ class PagedKVCacheManager:
         """
         Has a callable asked for pages when the pool falls short, as a prefix cache can give some up; None removes it.
 
-        reclaimer(num_pages) either makes at least that many more pages free, by unref, and returns True; or changes nothing and returns False. It may not call a descriptor of this pool, nor allocate: those raise Error. What it raises comes out of the call that fell short, which then has changed nothing.
+        reclaimer(num_pages) either makes at least that many more pages free, by unref, and returns True; or changes nothing and returns False. The counts that it meets are without the references that the call is about to give up: a page with a count of 1 that the reclaimer holds becomes free by its unref. It may not call a descriptor of this pool, nor allocate: those raise Error. What it raises comes out of the call that fell short, which then has changed nothing.
         """
 
     def check_invariants(self) -> None:
@@ -516,7 +516,7 @@ class PrefixCache:
     """
     The KV pages of token prefixes, so that a sequence whose first tokens were computed before starts over their pages.
 
-    A radix tree over token ids, its edges whole pages; what is found is found by comparing every token. Prefixes under different salts never meet. The cache is its pool's reclaimer: a call that needs pages takes them from it, in the same transaction, from the ends of prefixes that neither sequences nor handles hold: first those past their ttl, then by lower priority, then the least recently used.
+    A radix tree over token ids, its edges whole pages; what is found is found by comparing every token. Prefixes under different salts never meet. The cache is its pool's reclaimer: a call that needs pages takes them from it, in the same transaction, from the ends of prefixes: pages that neither sequences nor handles hold, first those past their ttl, then by lower priority, then the least recently used. Where those do not do, it gives up its share of ends that sequences hold, if pages that nobody holds lie in front.
 
     clock: a callable that returns seconds, for ttl; time.monotonic's by default. It may not call the cache or a descriptor. event_capacity: events kept until drain_events takes them. Raises InvalidArgumentError for a pool that has a reclaimer.
     """

@@ -89,9 +89,12 @@ void bind_pool_members(nb::class_<T>& cls) {
           "Has a callable asked for pages when the pool falls short, as a prefix cache can give "
           "some up; None removes it.\n\n"
           "reclaimer(num_pages) either makes at least that many more pages free, by unref, and "
-          "returns True; or changes nothing and returns False. It may not call a descriptor of "
-          "this pool, nor allocate: those raise Error. What it raises comes out of the call that "
-          "fell short, which then has changed nothing.")
+          "returns True; or changes nothing and returns False. The counts that it meets are "
+          "without "
+          "the references that the call is about to give up: a page with a count of 1 that the "
+          "reclaimer holds becomes free by its unref. It may not call a descriptor of this pool, "
+          "nor allocate: those raise Error. What it raises comes out of the call that fell short, "
+          "which then has changed nothing.")
       .def(
           "check_invariants", [](const T& self) { self.page_pool().check_invariants(); },
           "Raises Error naming the first violated invariant.");

@@ -245,8 +245,10 @@ void bind_prefix_cache(nb::module_& m) {
       "A radix tree over token ids, its edges whole pages; what is found is found by comparing "
       "every token. Prefixes under different salts never meet. The cache is its pool's reclaimer: "
       "a call that needs pages takes them from it, in the same transaction, from the ends of "
-      "prefixes that neither sequences nor handles hold: first those past their ttl, then by lower "
-      "priority, then the least recently used.\n\n"
+      "prefixes: pages that neither sequences nor handles hold, first those past their ttl, then "
+      "by "
+      "lower priority, then the least recently used. Where those do not do, it gives up its share "
+      "of ends that sequences hold, if pages that nobody holds lie in front.\n\n"
       "clock: a callable that returns seconds, for ttl; time.monotonic's by default. It may not "
       "call the cache or a descriptor. event_capacity: events kept until drain_events takes them. "
       "Raises InvalidArgumentError for a pool that has a reclaimer.");

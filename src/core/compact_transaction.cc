@@ -16,6 +16,12 @@ void CompactTransaction::prepare(const KeptSlots& kept, Stream stream) {
   while (first_moved < kept.size() && kept[first_moved] == first_moved) ++first_moved;
   pool_.begin();
   list_pages(kept, first_moved);
+  if (num_missing() > 0) {
+    reclaim();
+    // Shares that the reclaimer gave up make copies unnecessary: count again.
+    list_pages(kept, first_moved);
+    if (num_missing() > 0) throw_no_page();
+  }
   take_pages();
   list_moves(kept, first_moved);
   pool_.drop(given_up_);
@@ -43,13 +49,27 @@ void CompactTransaction::list_pages(const KeptSlots& kept, std::int64_t first_mo
                    old_pages.end());
 }
 
+std::int64_t CompactTransaction::num_missing() const noexcept {
+  return std::ssize(replaced_) - pool_.available();
+}
+
+void CompactTransaction::throw_no_page() const {
+  throw NoPageError(std::ssize(replaced_), pool_.available());
+}
+
+void CompactTransaction::reclaim() {
+  // More than the whole pool no reclaimer can provide.
+  if (std::ssize(replaced_) > descriptor_.pool().num_pages()) throw_no_page();
+  const std::int64_t num_missing_pages = num_missing();
+  // A page that the sequence has twice is its own still when one share has gone.
+  const auto shared = std::span(given_up_).first(replaced_.size());
+  std::sort(shared.begin(), shared.end());
+  pool_.drop(shared.first(
+      static_cast<std::size_t>(std::unique(shared.begin(), shared.end()) - shared.begin())));
+  if (!pool_.reclaim(num_missing_pages)) throw_no_page();
+}
+
 void CompactTransaction::take_pages() {
-  const auto needed = static_cast<std::int64_t>(replaced_.size());
-  const std::int64_t missing = needed - pool_.available();
-  if (missing > 0 && !(needed <= descriptor_.pool().num_pages() && pool_.reclaim(missing) &&
-                       needed <= pool_.available())) {
-    throw NoPageError(needed, pool_.available());
-  }
   for (const std::int64_t entry : replaced_) {
     pool_.take({&pages_[static_cast<std::size_t>(entry)], 1});
   }

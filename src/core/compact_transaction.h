@@ -45,6 +45,9 @@ class CompactTransaction {
 
  private:
   void list_pages(const KeptSlots& kept, std::int64_t first_moved);
+  std::int64_t num_missing() const noexcept;
+  [[noreturn]] void throw_no_page() const;
+  void reclaim();
   void take_pages();
   void list_moves(const KeptSlots& kept, std::int64_t first_moved);
 
@@ -53,7 +56,7 @@ class CompactTransaction {
   PoolTransaction pool_;
   std::vector<PageId> pages_;           // the new page table
   std::vector<std::int64_t> replaced_;  // its entries that are new pages
-  std::vector<PageId> given_up_;
+  std::vector<PageId> given_up_;        // first those that new pages replace
   int last_page_len_ = 0;
   std::vector<TokenMove> moves_;
 };

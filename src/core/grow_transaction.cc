@@ -53,11 +53,13 @@ bool GrowTransaction::prepare(Stream stream) {
   pool_.begin();
   apply_turns();
   if (needed_ > available_) {
-    const std::int64_t missing = needed_ - available_;
-    rollback();
     // More than the whole pool no reclaimer can provide.
-    if (needed_ > descriptor_.pool().num_pages() || !pool_.reclaim(missing)) return false;
-    // Shares that the reclaimer gave up may have made copies unnecessary: count again.
+    const bool reclaimed =
+        needed_ <= descriptor_.pool().num_pages() && pool_.reclaim(needed_ - available_);
+    rollback();
+    if (!reclaimed) return false;
+    // Shares that the reclaimer gave up make copies unnecessary, and pages that windows have left
+    // behind free: count again.
     apply_turns();
     if (needed_ > available_) {
       rollback();

@@ -92,7 +92,8 @@ void PagePool::drop(PageIds pages) {
     const PageId page = pages[i];
     if (static_cast<std::uint32_t>(page) >= num_pages || counts[page] == 0) [[unlikely]] {
       tail_ = tail;
-      undo_unref(std::span(pages.data(), i), old_tail);
+      hold_again(std::span(pages.data(), i));
+      take_off_free_list(old_tail);
       refuse("unref", page, i);
     }
     if (--counts[page] > 0) continue;
@@ -115,12 +116,23 @@ void PagePool::refuse(const char* call, PageId page, std::size_t entry) const {
              " references; expected a list that keeps the count in [0, 2^31)"));
 }
 
-void PagePool::undo_unref(PageIds pages, std::uint64_t old_tail) noexcept {
+void PagePool::hold_again(PageIds pages) noexcept {
   for (const PageId page : pages) ++counts_[static_cast<std::size_t>(page)];
-  for (; tail_ != old_tail; --tail_) {
-    const PageId freed = ring_[static_cast<std::size_t>(ring_index(tail_ - 1))];
-    if (!generations_.empty()) --generations_[static_cast<std::size_t>(freed)];
+}
+
+void PagePool::take_off_free_list(std::uint64_t old_tail) noexcept {
+  const std::uint64_t first = std::max(old_tail, head_);
+  std::uint64_t end = first;
+  for (std::uint64_t n = first; n != tail_; ++n) {
+    const PageId freed = ring_[static_cast<std::size_t>(ring_index(n))];
+    const auto page = static_cast<std::size_t>(freed);
+    if (counts_[page] == 0) {
+      ring_[static_cast<std::size_t>(ring_index(end++))] = freed;
+    } else if (!generations_.empty()) {
+      --generations_[page];
+    }
   }
+  tail_ = end;
 }
 
 std::int32_t PagePool::ref_count(PageId page) const {

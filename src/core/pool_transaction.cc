@@ -57,16 +57,22 @@ void PoolTransaction::take_from_list(std::span<PageId> pages) noexcept {
 }
 
 bool PoolTransaction::reclaim(std::int64_t num_pages) {
-  rollback();
   const bool reclaimed = pool_->reclaim(num_pages);
-  begin();
+  rollback();
   return reclaimed;
 }
 
 void PoolTransaction::retain() noexcept {
-  for (const PageIds& pages : dropped_) pool_->undo_unref(pages, old_tail_);
+  hold_dropped();
   hold_given_back();
   retains_ = true;
+}
+
+void PoolTransaction::hold_dropped() noexcept {
+  if (dropped_.empty()) return;
+  for (const PageIds& pages : dropped_) pool_->hold_again(pages);
+  // Among what has become free meanwhile there may be pages of a reclaimer.
+  pool_->take_off_free_list(old_tail_);
 }
 
 void PoolTransaction::hold_given_back() noexcept {
@@ -111,7 +117,7 @@ void PoolTransaction::rollback() noexcept {
   if (!retains_) {
     // What was recycled has its count of 1 already.
     hold_given_back();
-    for (const PageIds& pages : dropped_) pool_->undo_unref(pages, old_tail_);
+    hold_dropped();
   }
   begin();
 }

@@ -47,7 +47,8 @@ class PoolTransaction {
   // many to be available.
   void take(std::span<PageId> pages) noexcept;
 
-  // Asks the pool's reclaimer for that many more pages, having rolled back first.
+  // Asks the pool's reclaimer for that many more pages, which meets a pool without what was
+  // dropped, and rolls back. REQUIRES nothing to be taken.
   bool reclaim(std::int64_t num_pages);
 
   // The end of preparation: takes dropped references back until `commit`. Without them somebody
@@ -60,6 +61,7 @@ class PoolTransaction {
  private:
   void take_from_list(std::span<PageId> pages) noexcept;
   void hold_given_back() noexcept;  // takes back the references of those that were not taken
+  void hold_dropped() noexcept;
   void drop_again() noexcept;
 
   PagePool* pool_;

@@ -13,26 +13,90 @@ std::int64_t PrefixCache::Eviction::prepare(std::int64_t num_pages, bool only_ex
     PrefixNode* const node =
         only_expired ? state_.order.first_expired(now_) : state_.order.first(now_);
     if (node == nullptr) break;
-    const std::int64_t count = num_free_after(*node, num_pages - num_planned);
+    const std::int64_t count = num_unshared_at_end(*node, num_pages - num_planned);
     num_planned += count;
     if (count > 0) victims_.push_back({node, count});
-    if (count < node->num_pages() && num_planned < num_pages) in_use_.push_back(node);
+    if (count < node->num_pages() && num_planned < num_pages) {
+      in_use_.push_back({.node = node, .victim = count > 0 ? victims_.size() - 1 : kNoVictim});
+    }
     state_.order.remove(*node);
-    if (count < node->num_pages() || node->parent->is_root()) continue;
-    ++node->parent->num_doomed;
-    state_.order.update(*node->parent);
+    if (count == node->num_pages()) doom(*node);
   }
   return num_planned;
 }
 
-// How many pages at the node's end, up to `most`, nothing but the cache holds.
-std::int64_t PrefixCache::Eviction::num_free_after(const PrefixNode& node,
-                                                   std::int64_t most) const {
-  const auto counts = state_.pool.ref_counts();
+std::int64_t PrefixCache::Eviction::prepare_behind_shares(std::int64_t num_pages) {
+  std::int64_t num_planned = 0;
+  for (EndInUse& met : in_use_) {
+    EndInUse in_front;
+    for (EndInUse* end = &met; num_planned < num_pages; end = &in_front) {
+      num_planned += give_up_shares(*end, num_pages - num_planned);
+      if (end->victim == kNoVictim || !victims_[end->victim].goes_whole()) break;
+      doom(*end->node);
+      in_front = {.node = end->node->parent};
+      if (!in_front.node->is_evictable()) break;
+    }
+  }
+  return num_planned;
+}
+
+// Has the node's pages go from its end on as far as that frees up to `most`, and whole where only
+// that leads on to more. Returns how many it frees.
+std::int64_t PrefixCache::Eviction::give_up_shares(EndInUse& end, std::int64_t most) {
+  const auto& pages = end.node->pages;
+  const std::int64_t num_going = end.victim == kNoVictim ? 0 : victims_[end.victim].num_pages;
+  std::int64_t num_pages = num_going, num_freed = 0;
+  for (std::int64_t n = num_going; n < end.node->num_pages() && num_freed < most; ++n) {
+    if (!is_unshared(pages[pages.size() - 1 - static_cast<std::size_t>(n)])) continue;
+    ++num_freed;
+    num_pages = n + 1;
+  }
+  if (num_freed < most && any_unshared_in_front(*end.node)) num_pages = end.node->num_pages();
+  if (num_pages == num_going) return 0;
+  if (end.victim == kNoVictim) {
+    victims_.push_back({end.node, 0});
+    end.victim = victims_.size() - 1;
+    state_.order.remove(*end.node);
+  }
+  victims_[end.victim].num_pages = num_pages;
+  end.stays = false;
+  return num_freed;
+}
+
+bool PrefixCache::Eviction::any_unshared_in_front(const PrefixNode& node) {
+  bool found = false;
+  std::vector<const PrefixNode*> seen;
+  for (const PrefixNode* n = node.parent; !found && !n->is_root() && n->num_pins == 0;
+       n = n->parent) {
+    const auto known = leads_to_unshared_.find(n);
+    if (known != leads_to_unshared_.end()) {
+      found = known->second;
+      break;
+    }
+    seen.push_back(n);
+    found = std::any_of(n->pages.begin(), n->pages.end(),
+                        [&](PageId page) { return is_unshared(page); });
+  }
+  for (const PrefixNode* n : seen) leads_to_unshared_[n] = found;
+  return found;
+}
+
+bool PrefixCache::Eviction::is_unshared(PageId page) const {
+  return state_.pool.ref_counts()[static_cast<std::size_t>(page)] == 1;
+}
+
+// How many pages at the node's end, up to `most`.
+std::int64_t PrefixCache::Eviction::num_unshared_at_end(const PrefixNode& node,
+                                                        std::int64_t most) const {
   const auto end = node.pages.rbegin() + std::min(most, node.num_pages());
-  return std::find_if(node.pages.rbegin(), end,
-                      [&](PageId page) { return counts[static_cast<std::size_t>(page)] != 1; }) -
+  return std::find_if(node.pages.rbegin(), end, [&](PageId page) { return !is_unshared(page); }) -
          node.pages.rbegin();
+}
+
+void PrefixCache::Eviction::doom(PrefixNode& node) noexcept {
+  if (node.parent->is_root()) return;
+  ++node.parent->num_doomed;
+  state_.order.update(*node.parent);
 }
 
 void PrefixCache::Eviction::commit() noexcept {
@@ -42,13 +106,15 @@ void PrefixCache::Eviction::commit() noexcept {
     state_.events.note_evicted(node, victim.num_pages);
     state_.stats.num_pages_evicted += victim.num_pages;
     state_.disclaim(pages);
-    state_.pool.drop(pages);  // cannot fail: each has the one reference that prepare saw
+    state_.pool.drop(pages);  // cannot fail: each has the reference that prepare saw
     const bool goes_whole = victim.goes_whole();
     if (goes_whole && !node.parent->is_root()) --node.parent->num_doomed;
     state_.tree.trim(node, victim.num_pages);
     if (!goes_whole) state_.order.update(node);
   }
-  for (PrefixNode* const node : in_use_) state_.use(*node, now_);
+  for (const EndInUse& end : in_use_) {
+    if (end.stays) state_.use(*end.node, now_);
+  }
   victims_.clear();
   in_use_.clear();
 }
@@ -63,7 +129,9 @@ void PrefixCache::Eviction::rollback() noexcept {
     }
     state_.order.update(*victim.node);
   }
-  for (PrefixNode* const node : in_use_) state_.order.update(*node);
+  for (const EndInUse& end : in_use_) {
+    if (end.stays) state_.order.update(*end.node);
+  }
 }
 
 std::int64_t PrefixCache::evict_up_to(std::int64_t num_pages, bool only_expired) {
@@ -85,7 +153,9 @@ std::int64_t PrefixCache::evict_expired() {
 bool PrefixCache::reclaim(std::int64_t num_pages) {
   if (num_pages > state_->tree.num_pages() - state_->stats.num_pinned_pages) return false;
   Eviction eviction(*state_);
-  if (eviction.prepare(num_pages, /*only_expired=*/false) < num_pages) return false;
+  const std::int64_t num_planned = eviction.prepare(num_pages, /*only_expired=*/false);
+  const std::int64_t num_short = num_pages - num_planned;
+  if (num_short > 0 && eviction.prepare_behind_shares(num_short) < num_short) return false;
   eviction.commit();
   return true;
 }

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <unordered_map>
 #include <vector>
 
 #include "event_ring.h"
@@ -60,6 +62,10 @@ class PrefixCache::Eviction {
 
   // Plans up to that many pages; returns how many.
   std::int64_t prepare(std::int64_t num_pages, bool only_expired);
+  // Goes on where `prepare` found no more: the cache's share goes too of ends that sequences hold,
+  // which frees nothing, where pages that nobody holds lie in front. Plans up to that many of
+  // these; returns how many. O(pages in front of such ends).
+  std::int64_t prepare_behind_shares(std::int64_t num_pages);
   void commit() noexcept;
 
  private:
@@ -68,13 +74,28 @@ class PrefixCache::Eviction {
     std::int64_t num_pages;  // its last ones
     bool goes_whole() const { return num_pages == node->num_pages(); }
   };
-  std::int64_t num_free_after(const PrefixNode& node, std::int64_t most) const;
+  static constexpr std::size_t kNoVictim = static_cast<std::size_t>(-1);
+  // A node of which a sequence holds the last page, or that in front of the victim.
+  struct EndInUse {
+    PrefixNode* node = nullptr;
+    std::size_t victim = kNoVictim;  // of victims_, pages of this node
+    bool stays = true;               // that page
+  };
+
+  // Whether nothing but the cache holds the page.
+  bool is_unshared(PageId page) const;
+  std::int64_t num_unshared_at_end(const PrefixNode& node, std::int64_t most) const;
+  bool any_unshared_in_front(const PrefixNode& node);
+  std::int64_t give_up_shares(EndInUse& end, std::int64_t most);
+  void doom(PrefixNode& node) noexcept;  // it goes whole
   void rollback() noexcept;
 
   State& state_;
   TimePoint now_;
-  std::vector<Victim> victims_;      // children before parents
-  std::vector<PrefixNode*> in_use_;  // met, but a sequence holds their last page
+  std::vector<Victim> victims_;  // children before parents
+  std::vector<EndInUse> in_use_;
+  // By node, of those asked for: whether it or what is in front of it has an unshared page.
+  std::unordered_map<const PrefixNode*, bool> leads_to_unshared_;
 };
 
 }  // namespace seqattn

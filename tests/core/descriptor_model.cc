@@ -56,8 +56,8 @@ PageId DescriptorModel::take() {
 std::vector<PageId> DescriptorModel::allocate(std::int64_t num_pages) {
   require(num_pages >= 0);
   const auto available = [this] { return static_cast<std::int64_t>(free_pages.size()); };
-  if (num_pages > available() &&
-      (num_pages > static_cast<std::int64_t>(counts.size()) || !reclaim(num_pages - available()))) {
+  if (num_pages > available() && (num_pages > static_cast<std::int64_t>(counts.size()) ||
+                                  !reclaim(num_pages - available(), counts))) {
     throw NoPageError(num_pages, available());
   }
   std::vector<PageId> pages;
@@ -81,8 +81,8 @@ void DescriptorModel::unref(std::span<const PageId> pages) {
   }
 }
 
-bool DescriptorModel::reclaim(std::int64_t num_pages) {
-  const std::size_t count = num_to_give_up(reclaimable, counts, num_pages);
+bool DescriptorModel::reclaim(std::int64_t num_pages, const std::vector<int>& left) {
+  const std::size_t count = num_to_give_up(reclaimable, left, num_pages);
   if (count == 0) return false;
   unref(std::span(reclaimable).first(count));
   reclaimable.erase(reclaimable.begin(), reclaimable.begin() + static_cast<std::ptrdiff_t>(count));
@@ -167,6 +167,7 @@ Admission DescriptorModel::admit(int descriptor, std::span<const SeqId> ids,
     if (lengths[i] > 0) grown.drop_dead_pages(sequence);
   }
   admission.available = static_cast<std::int64_t>(grown.free_pages.size());
+  std::vector<int> left = grown.counts;
   // Lengths that no pool holds are only counted.
   for (std::size_t i = 0; i < ids.size(); ++i) grown.grow_one(table[ids[i]], lengths[i], admission);
   if (admission.needed <= admission.available) {
@@ -174,7 +175,8 @@ Admission DescriptorModel::admit(int descriptor, std::span<const SeqId> ids,
     return admission;
   }
   const bool possible = admission.needed <= static_cast<std::int64_t>(counts.size());
-  if (possible && reclaim(admission.needed - admission.available)) {
+  for (const PageCopy& copy : admission.copies) --left.at(copy.source);
+  if (possible && reclaim(admission.needed - admission.available, left)) {
     return admit(descriptor, ids, lengths);
   }
   return {.ok = false, .needed = admission.needed, .available = admission.available, .copies = {}};
@@ -281,8 +283,24 @@ std::vector<TokenMove> DescriptorModel::compact(Sequence& sequence,
     if (slots[i] != static_cast<std::int64_t>(i)) written.insert(i / page_size);
   }
   std::vector<std::size_t> replaced;
-  for (const std::size_t entry : written) {
-    if (counts.at(sequence.pages[entry]) > 1) replaced.push_back(entry);
+  const auto list_replaced = [&] {
+    replaced.clear();
+    for (const std::size_t entry : written) {
+      if (counts.at(sequence.pages[entry]) <= 1) continue;
+      replaced.push_back(entry);
+    }
+  };
+  list_replaced();
+  std::set<PageId> shared;
+  for (const std::size_t entry : replaced) shared.insert(sequence.pages[entry]);
+  std::vector<int> left = counts;
+  for (const PageId page : shared) --left.at(page);
+  const std::int64_t missing = std::ssize(replaced) - std::ssize(free_pages);
+  if (missing > 0 && std::ssize(replaced) <= std::ssize(counts) && reclaim(missing, left)) {
+    list_replaced();
+  }
+  if (replaced.size() > free_pages.size()) {
+    throw NoPageError(std::ssize(replaced), std::ssize(free_pages));
   }
   const std::vector<PageId> old_pages = sequence.pages, fresh = allocate(replaced.size());
   std::vector<PageId> given_up;

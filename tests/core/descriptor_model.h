@@ -89,7 +89,8 @@ class DescriptorModel {
                   std::span<const std::int64_t> lengths);
   void cut(Sequence& sequence, std::int64_t num_tokens) const;
   std::vector<TokenMove> compact(Sequence& sequence, std::span<const std::int64_t> slots);
-  bool reclaim(std::int64_t num_pages);
+  // `left` are the counts that the call which needs pages leaves of those there are.
+  bool reclaim(std::int64_t num_pages, const std::vector<int>& left);
 };
 
 // The fewest references in front of the list that have to go for that many pages to become free; 0

@@ -83,15 +83,22 @@ void make(const Call& call, World& world) {
   }
 }
 
-// Returns how many allocations the call makes.
-std::int64_t expect_all_or_nothing(const Call& call) {
-  World untouched, done;
+// Returns how many allocations the call makes, in worlds that have been prepared.
+std::int64_t expect_all_or_nothing(
+    const Call& call, const Call& prepare = [](World&) {}) {
+  const auto new_world = [&] {
+    auto world = std::make_unique<World>();
+    prepare(*world);
+    return world;
+  };
+  const auto first = new_world(), second = new_world();
+  World &untouched = *first, &done = *second;
   const State before = state_of(untouched);
   make(call, done);
   const State after = state_of(done);
   const auto untouched_end = end_of(untouched), done_end = end_of(done);
   for (std::int64_t n = 1;; ++n) {
-    const auto failed = std::make_unique<World>(), retried = std::make_unique<World>();
+    const auto failed = new_world(), retried = new_world();
     bool threw = false;
     for (World* world : {failed.get(), retried.get()}) {
       const FailingAllocations failing(n);
@@ -159,6 +166,23 @@ TEST(FailedAllocationOfPrefixCache, InEvictionChangesNothing) {
   EXPECT_GE(expect_all_or_nothing([](World& w) { w.pool.allocate(4); }), 2);
   EXPECT_GE(expect_all_or_nothing([](World& w) { w.pool.allocate(9); }), 2);
   EXPECT_GE(expect_all_or_nothing([](World& w) { w.sequences.allocate({1, 4}, {1, 28}); }), 5);
+}
+
+TEST(FailedAllocationOfPrefixCache, InGivingUpSharesChangesNothing) {
+  const auto window_over_a_cached_prefix = [](World& w) {
+    w.sequences.release({2});
+    w.cache.attach(w.sequences, 3, w.cache.pin(tokens(0, 12)));
+    w.sequences.set_window(3, {.window = 4});
+    w.sequences.allocate({3}, {1});
+    w.cache.drain_events();
+  };
+  const Call take_all = [](World& w) { w.pool.allocate(6); };
+  EXPECT_GE(expect_all_or_nothing(take_all, window_over_a_cached_prefix), 6);
+  World world;
+  window_over_a_cached_prefix(world);
+  EXPECT_NO_THROW(take_all(world));
+  const Call take_more = [](World& w) { w.pool.allocate(7); };
+  EXPECT_GE(expect_all_or_nothing(take_more, window_over_a_cached_prefix), 6);
 }
 
 // What the cache gave up stays free, but no sequence has changed.

@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "descriptor_state.h"
@@ -231,6 +233,68 @@ TEST_F(PrefixCacheEviction, WhatWasFoundCannotBeStolen) {
   const auto copies = sequences_.allocate({1, 2}, {1, 1});
   EXPECT_THAT(copies, ElementsAre(PageCopy{pages[1], sequences_.pages(2)[1]}));
   EXPECT_EQ(cached(tokens(0, 8)), 8);
+}
+
+// What the window has left behind is the cache's alone by then, though pages behind it are not.
+TEST_F(PrefixCacheEviction, AWindowedSequenceOverACachedPromptGrowsInAFullPool) {
+  store(tokens(0, 28));
+  cache_.attach(sequences_, 1, cache_.pin(tokens(0, 28)));
+  sequences_.set_window(1, {.window = 8});
+  for (int i = 0; i < 40; ++i) ASSERT_TRUE(sequences_.try_allocate({1}, {1})) << i;
+  EXPECT_EQ(sequences_.length(1), 68);
+  EXPECT_LE(sequences_.pages(1).size(), 3u);
+}
+
+TEST_F(PrefixCacheEviction, SharesGoOnlyWherePagesInFrontBecomeFree) {
+  const Tokens a = tokens(0, 12), b = tokens(20, 8);
+  store(a);
+  cache_.attach(sequences_, 1, cache_.pin(a));
+  sequences_.set_window(1, {.window = 4});
+  start(2, b);  // in use to the front
+  cache_.insert(sequences_, 2, b);
+  sequences_.allocate({1}, {4});
+  start(3, tokens(60, 8));
+  EXPECT_EQ(pool_.available_pages_count(), 0);
+  EXPECT_EQ(cache_.evict(8), 0);  // which is not so urgent
+  EXPECT_EQ(cached(a), 12);
+  sequences_.allocate({2}, {1});
+  EXPECT_EQ(cached(a), 4);
+  EXPECT_EQ(cached(b), 8);
+}
+
+TEST_F(PrefixCacheEviction, SharesThatLeadToTooLittleStay) {
+  const Tokens a = tokens(0, 12);
+  store(a);
+  cache_.attach(sequences_, 1, cache_.pin(a));
+  sequences_.set_window(1, {.window = 4});
+  sequences_.allocate({1}, {12});
+  EXPECT_EQ(pool_.available_pages_count(), 2);
+  const auto before = state_of(sequences_);
+  EXPECT_FALSE(sequences_.try_allocate({2}, {20}));
+  EXPECT_EQ(state_of(sequences_), before);
+  EXPECT_EQ(cached(a), 12);
+  EXPECT_TRUE(sequences_.try_allocate({2}, {16}));
+  EXPECT_EQ(cached(a), 0);
+}
+
+// The page would be copied for the cache's sake alone.
+TEST_F(PrefixCacheEviction, ASharedPageIsNotCopiedWhenThePoolIsFull) {
+  store(tokens(0, 32));
+  cache_.attach(sequences_, 1, cache_.pin(tokens(0, 32)));
+  sequences_.truncate(1, 30);
+  EXPECT_TRUE(sequences_.allocate({1}, {1}).empty());
+  EXPECT_EQ(cached(tokens(0, 32)), 28);
+  EXPECT_FALSE(sequences_.try_allocate({1}, {2}));
+}
+
+TEST_F(PrefixCacheEviction, KeepTakesWhatTheCacheHoldsOfItsPagesInAFullPool) {
+  store(tokens(0, 32));
+  cache_.attach(sequences_, 1, cache_.pin(tokens(0, 32)));
+  std::vector<std::int64_t> kept(31);
+  std::iota(kept.begin(), kept.end(), 1);
+  sequences_.keep(1, kept);
+  EXPECT_EQ(sequences_.num_kv_tokens(1), 31);
+  EXPECT_EQ(cached(tokens(0, 32)), 0);
 }
 
 TEST_F(PrefixCacheEviction, RefusesANegativeNumber) {

@@ -108,6 +108,24 @@ std::int64_t PrefixCacheModel::evict(std::int64_t num_pages,
     entries.erase(entries.find(*first));
     ++num_evicted;
   }
+  if (all_or_nothing) {
+    for (Prefix& end : in_use) {
+      const auto is_unshared = [&](const Prefix& prefix) {
+        return ref_counts[static_cast<std::size_t>(entries.at(prefix).page)] == 1;
+      };
+      for (Prefix prefix = end; num_evicted < num_pages; prefix = without_last_page(prefix)) {
+        if (prefix.second.empty() || !is_leaf(prefix) || is_pinned(prefix)) break;
+        bool leads_to_unshared = false;
+        for (Prefix front = prefix; !front.second.empty(); front = without_last_page(front)) {
+          leads_to_unshared |= !is_pinned(front) && is_unshared(front);
+        }
+        if (!leads_to_unshared) break;
+        num_evicted += is_unshared(prefix) ? 1 : 0;
+        entries.erase(entries.find(prefix));
+      }
+    }
+    std::erase_if(in_use, [&](const Prefix& end) { return !entries.contains(end); });
+  }
   if (all_or_nothing && num_evicted < num_pages) {
     entries = before;
     return 0;
@@ -125,6 +143,10 @@ bool PrefixCacheModel::is_leaf(const Prefix& prefix) const {
   return std::none_of(entries.begin(), entries.end(), [&](const auto& entry) {
     return entry.first != prefix && begins_with(entry.first, prefix);
   });
+}
+
+Prefix PrefixCacheModel::without_last_page(const Prefix& prefix) const {
+  return {prefix.first, first_pages(prefix, prefix.second.size() / page_size_ - 1)};
 }
 
 std::vector<TokenId> PrefixCacheModel::first_pages(const Prefix& prefix,

@@ -52,7 +52,9 @@ class PrefixCacheModel {
   std::int64_t num_pins() const { return static_cast<std::int64_t>(pins_.size()); }
   std::int64_t num_pinned_pages() const;
 
-  // Evicts up to that many pages, or with `all_or_nothing` that many or none; returns how many.
+  // Frees up to that many pages, or with `all_or_nothing` that many or none; returns how many. The
+  // latter gives up shares of pages that sequences hold, from ends that have pages in front which
+  // that can free.
   std::int64_t evict(std::int64_t num_pages, std::span<const std::int32_t> ref_counts, Time now,
                      bool only_expired, bool all_or_nothing);
 
@@ -61,6 +63,7 @@ class PrefixCacheModel {
  private:
   bool is_pinned(const Prefix& prefix) const;
   bool is_leaf(const Prefix& prefix) const;
+  Prefix without_last_page(const Prefix& prefix) const;
   std::vector<TokenId> first_pages(const Prefix& prefix, std::size_t num_pages) const;
 
   std::size_t page_size_;

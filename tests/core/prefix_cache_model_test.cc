@@ -83,6 +83,7 @@ class Requests {
   struct Sequence {
     std::string salt;
     Tokens tokens;
+    std::int64_t window = 0;
   };
   struct Held {
     PrefixHandle handle;
@@ -135,6 +136,10 @@ class Requests {
       const SeqId id = next_id_++;
       cache_.attach(sequences_, id, handle);
       known_[id] = {salt, {list.begin(), list.begin() + handle.num_tokens()}};
+      if (below(2) == 0) {
+        known_[id].window = 1 + below(2 * pool_.page_size());
+        sequences_.set_window(id, {.window = known_[id].window});
+      }
     }
     if (handle && below(2) == 0) {
       held_.push_back({std::move(handle), end});
@@ -150,9 +155,9 @@ class Requests {
     Sequence& sequence = known_.at(id);
     Tokens list = any_tokens();
     if (below(2) == 0) list.resize(std::min<std::size_t>(list.size(), 1));
-    const std::int64_t available = pool_.available_pages_count();
-    const std::int64_t needed = pages_needed(id, std::ssize(list));
-    const bool fits = needed <= pool_.num_pages() && evict_for(needed - available);
+    const Need need = what_growth_needs(id, std::ssize(list));
+    const bool fits = need.num_pages <= pool_.num_pages() &&
+                      evict_for(need.num_pages - need.num_available, need.ref_counts);
     const Admission admission = sequences_.try_allocate({id}, {std::ssize(list)});
     ASSERT_EQ(admission.ok, fits);
     if (!fits) {
@@ -163,7 +168,9 @@ class Requests {
     for (const auto& [source, target] : admission.copies) copy(source, target);
     for (const TokenId token : list) {
       sequence.tokens.push_back(token);
-      const PageId page = sequences_.pages(id)[(sequence.tokens.size() - 1) / page_size()];
+      const auto num_dropped = static_cast<std::size_t>(sequences_.sequence(id).dropped_to);
+      const PageId page =
+          sequences_.pages(id)[(sequence.tokens.size() - 1 - num_dropped) / page_size()];
       ASSERT_EQ(pool_.ref_count(page), 1) << "a shared page would be written";
       slot(page, (sequence.tokens.size() - 1) % page_size()) = {sequence.salt, sequence.tokens};
     }
@@ -171,27 +178,49 @@ class Requests {
     if (history_.size() > 16) history_.erase(history_.begin());
   }
 
-  bool evict_for(std::int64_t missing) {
+  bool evict_for(std::int64_t missing, std::span<const std::int32_t> ref_counts) {
     if (missing <= 0) return true;
-    const auto n = model_.evict(missing, pool_.ref_counts(), now_, false, /*all_or_nothing=*/true);
+    const auto n = model_.evict(missing, ref_counts, now_, false, /*all_or_nothing=*/true);
     num_evicted += n;
     return n == missing;
   }
 
-  std::int64_t pages_needed(SeqId id, std::int64_t num_new) {
-    if (num_new == 0) return 0;
-    const std::int64_t length = sequences_.contains(id) ? sequences_.length(id) : 0;
+  struct Need {
+    std::int64_t num_pages = 0;
+    std::int64_t num_available = 0;
+    std::vector<std::int32_t> ref_counts;  // without what the sequence gives up
+  };
+  Need what_growth_needs(SeqId id, std::int64_t num_new) {
+    const auto counts = pool_.ref_counts();
+    Need need{0, pool_.available_pages_count(), {counts.begin(), counts.end()}};
+    if (num_new == 0) return need;
     const std::int64_t page_size = pool_.page_size();
-    const std::int64_t num_pages = (length + page_size - 1) / page_size;
-    const bool copies = length % page_size != 0 && pool_.ref_count(sequences_.pages(id).back()) > 1;
-    return (length + num_new + page_size - 1) / page_size - num_pages + (copies ? 1 : 0);
+    if (!sequences_.contains(id)) {
+      need.num_pages = (num_new + page_size - 1) / page_size;
+      return need;
+    }
+    const std::int64_t length = sequences_.length(id), window = known_.at(id).window;
+    const auto pages = sequences_.pages(id);
+    const std::int64_t dropped_to = sequences_.sequence(id).dropped_to;
+    for (std::int64_t end = dropped_to + page_size;
+         window > 0 && end <= length && end <= length - window + 1; end += page_size) {
+      const PageId page = pages[static_cast<std::size_t>((end - dropped_to) / page_size - 1)];
+      if (--need.ref_counts[static_cast<std::size_t>(page)] == 0) ++need.num_available;
+    }
+    need.num_pages =
+        (length + num_new + page_size - 1) / page_size - (length + page_size - 1) / page_size;
+    if (length % page_size != 0 && pool_.ref_count(pages.back()) > 1) {
+      ++need.num_pages;
+      --need.ref_counts[static_cast<std::size_t>(pages.back())];
+    }
+    return need;
   }
 
   void insert() {
     if (known_.empty()) return;
     const SeqId id = known_id();
     const Sequence& sequence = known_.at(id);
-    if (!sequences_.contains(id)) return;
+    if (!sequences_.contains(id) || sequences_.sequence(id).dropped_to > 0) return;
     const auto list =
         std::span(sequence.tokens)
             .first(sequence.tokens.size() -
@@ -220,7 +249,7 @@ class Requests {
   void truncate_or_fork() {
     if (known_.empty()) return;
     const SeqId id = known_id();
-    if (!sequences_.contains(id)) return;
+    if (!sequences_.contains(id) || sequences_.sequence(id).dropped_to > 0) return;
     const std::int64_t num_tokens = below(sequences_.length(id) + 1);
     Sequence sequence = known_.at(id);
     sequence.tokens.resize(static_cast<std::size_t>(num_tokens));
