@@ -8,6 +8,7 @@
 #include <fstream>
 #include <functional>
 #include <map>
+#include <new>
 #include <optional>
 #include <ostream>
 #include <stdexcept>
@@ -123,6 +124,11 @@ int run_command(std::vector<std::string> arguments, std::ostream& out, std::ostr
   }
   try {
     replay_trace(parsed, out, err, is_terminal);
+  } catch (const std::bad_alloc&) {
+    err << "seqattn: out of memory; --pages bounds the pool, which without it has pages for the "
+           "whole "
+           "trace\n";
+    return 1;
   } catch (const std::exception& error) {
     err << "seqattn: " << error.what() << '\n';
     return 1;

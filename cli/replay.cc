@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <chrono>
 #include <deque>
+#include <functional>
 #include <limits>
+#include <map>
+#include <numeric>
 #include <optional>
 #include <span>
 #include <utility>
@@ -24,11 +27,36 @@ std::int64_t pages_for(std::int64_t num_tokens, int page_size) {
   return (num_tokens + page_size - 1) / page_size;
 }
 
-// Pages that no replay of these requests can use up: each has its own, and a copy to write.
-std::int64_t enough_pages(const std::vector<Request>& requests, int page_size) {
-  std::int64_t sum = 0;
+// How many blocks the inputs have that differ, or stand behind others.
+std::int64_t num_distinct_blocks(const std::vector<Request>& requests) {
+  std::map<std::pair<std::int64_t, std::int32_t>, std::int64_t> blocks;  // by block in front and id
   for (const Request& request : requests) {
-    sum += pages_for(request.input_length + request.output_length, page_size) + 1;
+    std::int64_t block = -1;
+    for (const std::int32_t id : request.hash_ids) {
+      block = blocks.try_emplace({block, id}, std::ssize(blocks)).first->second;
+    }
+  }
+  return std::ssize(blocks);
+}
+
+// Pages that no replay of these requests can use up.
+std::int64_t enough_pages(const std::vector<Request>& requests, const ReplayOptions& options) {
+  const int page_size = std::max(options.page_size, 1);
+  // Those of the requests that run, with a copy to write for each: no more than the largest have.
+  std::vector<std::int64_t> own;
+  own.reserve(requests.size());
+  for (const Request& request : requests) {
+    own.push_back(pages_for(request.input_length + request.output_length, page_size) + 1);
+  }
+  const std::int64_t num_running = std::min(options.concurrency, std::ssize(own));
+  std::nth_element(own.begin(), own.begin() + num_running, own.end(), std::greater<>());
+  std::int64_t sum = std::accumulate(own.begin(), own.begin() + num_running, std::int64_t{0});
+  if (options.policy != Policy::kNone) {
+    // Each page of the cache ends inside a block, or behind the input.
+    sum += num_distinct_blocks(requests) * (kBlockTokens / page_size + 1);
+    for (const Request& request : requests) {
+      sum += 1 + (options.cache_output ? pages_for(request.output_length, page_size) : 0);
+    }
   }
   return std::min<std::int64_t>(sum, std::numeric_limits<PageId>::max());
 }
@@ -38,8 +66,7 @@ class Replay {
   Replay(const std::vector<Request>& requests, const ReplayOptions& options)
       : requests_(requests),
         options_(options),
-        pool_(options.num_pages > 0 ? options.num_pages
-                                    : enough_pages(requests, std::max(options.page_size, 1)),
+        pool_(options.num_pages > 0 ? options.num_pages : enough_pages(requests, options),
               options.page_size),
         sequences_(pool_),
         holders_(pool_.num_pages()),
@@ -94,15 +121,10 @@ class Replay {
            pool_.num_pages();
   }
 
-  // Over what the cache has; or, where nothing else runs whose end would make room, without it,
-  // since a page that is found and copied takes two.
+  // Over what the cache has.
   bool start(std::size_t request) {
     make_prompt(requests_[request], tokens_);
-    if (start_over(request, cache_ ? cache_->match(tokens_) : PrefixHandle())) return true;
-    return running_.empty() && start_over(request, PrefixHandle());
-  }
-
-  bool start_over(std::size_t request, PrefixHandle handle) {
+    PrefixHandle handle = cache_ ? cache_->match(tokens_) : PrefixHandle();
     const SeqId id = id_of(request);
     const std::int64_t num_found = handle.num_tokens();
     if (num_found > 0) cache_->attach(sequences_, id, handle);

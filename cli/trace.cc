@@ -13,8 +13,8 @@ using nlohmann::json;
 // The last id whose block of tokens fits TokenId.
 constexpr std::int64_t kMaxHashId =
     (std::numeric_limits<TokenId>::max() - (kBlockTokens - 1)) / kBlockTokens;
-// Beyond what any sequence can hold, and far from overflow.
-constexpr std::int64_t kMaxLength = std::int64_t{1} << 40;
+// Far beyond any model's context, and a pool's bookkeeping for it fits in memory.
+constexpr std::int64_t kMaxLength = std::numeric_limits<std::int32_t>::max();
 
 [[noreturn]] void refuse(const std::string& field, const std::string& got,
                          const std::string& expected) {
@@ -78,6 +78,7 @@ std::vector<Request> read_trace(
   std::vector<Request> requests;
   std::string line;
   for (std::int64_t number = 1; std::getline(in, line); ++number) {
+    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     try {
       requests.push_back(parse_request(line));
     } catch (const std::invalid_argument& error) {

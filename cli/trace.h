@@ -24,8 +24,8 @@ struct Request {
 // Throws std::invalid_argument saying what is wrong with the line.
 Request parse_request(const std::string& line);
 
-// The requests of the lines that are well formed. `on_malformed` hears of each other one, by its
-// number from 1; it may throw to stop.
+// The requests of the lines that are well formed; blank lines are none. `on_malformed` hears of
+// each other one, by its number from 1; it may throw to stop.
 std::vector<Request> read_trace(
     std::istream& in,
     const std::function<void(std::int64_t line, const std::string& what)>& on_malformed);

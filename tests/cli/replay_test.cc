@@ -167,6 +167,32 @@ TEST(Replay, RequestsSideBySideShareAPoolThatIsShort) {
   EXPECT_GT(num_preempted, 0);
 }
 
+// An unlimited pool is as large as any trace can need: nothing waits, nothing is evicted.
+TEST(Replay, AnUnlimitedPoolIsNeverShort) {
+  auto random = testing::random_source(403);
+  for (int run = 0; run < 5; ++run) {
+    const auto trace = make_trace(random, 60);
+    for (const int page_size : {1, 16, 24, 513}) {
+      for (const std::int64_t concurrency : {1, 5, 1000}) {
+        for (const bool cache_output : {false, true}) {
+          ReplayOptions options{.num_pages = 0,
+                                .page_size = page_size,
+                                .policy = Policy::kLru,
+                                .concurrency = concurrency,
+                                .cache_output = cache_output};
+          const ReplayResult result = replay(trace, options);
+          EXPECT_EQ(result.num_evictions + result.num_refused + result.num_preempted, 0);
+          options.num_pages = 2'000'000 / page_size;
+          const ReplayResult large = replay(trace, options);
+          EXPECT_EQ(result.num_tokens_found, large.num_tokens_found);
+          EXPECT_EQ(result.peak_pages, large.peak_pages);
+          if (HasFailure()) FAIL() << "run " << run << ", page size " << page_size;
+        }
+      }
+    }
+  }
+}
+
 TEST(Replay, ARequestLargerThanThePoolIsDropped) {
   ReplayOptions options;
   options.num_pages = 4;
@@ -176,13 +202,14 @@ TEST(Replay, ARequestLargerThanThePoolIsDropped) {
   EXPECT_EQ(result.peak_pages, 4);
 }
 
-// The copy of a page that is found in part would take one page too many.
-TEST(Replay, ARequestThatJustFitsStartsWithoutTheCacheWhereItMust) {
+// A copy of the page that is found in part would take one page too many.
+TEST(Replay, ARequestThatJustFitsTakesWhatTheCacheHas) {
   ReplayOptions options;
   options.num_pages = 4;
   const ReplayResult result = replay({{60, 4, {1}}, {60, 4, {1}}}, options);
   EXPECT_EQ(result.num_dropped, 0);
-  EXPECT_EQ(result.num_blocks_found, 0);
+  EXPECT_EQ(result.num_blocks_found, 1);
+  EXPECT_EQ(result.num_tokens_found, 59);
   EXPECT_EQ(result.num_tokens_generated, 8);
 }
 

@@ -59,6 +59,10 @@ TEST(Trace, SaysWhatIsWrong) {
   EXPECT_THAT(error_of(head + R"("input_length": 5, "hash_ids": [-1]})"),
               HasSubstr("hash_ids: got -1"));
   EXPECT_THAT(
+      error_of(
+          R"({"timestamp": 1, "output_length": 2147483648, "input_length": 5, "hash_ids": [1]})"),
+      HasSubstr("output_length: got 2147483648; expected an integer from 0 to 2147483647"));
+  EXPECT_THAT(
       error_of(R"({"timestamp": 1, "output_length": -1, "input_length": 5, "hash_ids": [1]})"),
       HasSubstr("output_length: got -1"));
 }
@@ -68,13 +72,16 @@ TEST(Trace, NamesMalformedLinesByNumberAndReadsOn) {
       "{\"timestamp\": 1, \"input_length\": 3, \"output_length\": 2, \"hash_ids\": [5]}\n"
       "nonsense\n"
       "\n"
+      " \t\r\n"
+      "[]\n"
       "{\"timestamp\": 2, \"input_length\": 4, \"output_length\": 2, \"hash_ids\": [6]}");
   std::vector<std::pair<std::int64_t, std::string>> malformed;
   const auto requests = read_trace(
       in, [&](std::int64_t line, const std::string& what) { malformed.emplace_back(line, what); });
   ASSERT_EQ(requests.size(), 2u);
   EXPECT_EQ(requests[1].input_length, 4);
-  EXPECT_THAT(malformed, ElementsAre(Pair(2, HasSubstr("no JSON")), Pair(3, HasSubstr("no JSON"))));
+  EXPECT_THAT(malformed,
+              ElementsAre(Pair(2, HasSubstr("no JSON")), Pair(5, HasSubstr("got array"))));
 }
 
 TEST(Trace, TokensComeFromTheIds) {
