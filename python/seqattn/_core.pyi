@@ -439,9 +439,16 @@ class CacheDescriptor:
         Raises UnknownSequenceError for the parent, InvalidArgumentError when the child exists or the parent is shorter.
         """
 
+    @overload
     def attach(self, seq_id: SupportsIndex, page_indices: Iterable[int], num_tokens: SupportsIndex) -> None:
         """
         Starts a sequence over pages that live already, taking a reference to each.
+        """
+
+    @overload
+    def attach(self, seq_id: SupportsIndex, details: seqattn._types.SequenceDetails) -> None:
+        """
+        The same for a sequence whose window has dropped tokens, or that keep has picked from, as another descriptor's details show it.
         """
 
     def adopt(self, seq_id: SupportsIndex, page_indices: Iterable[int], num_tokens: SupportsIndex) -> None:
@@ -465,6 +472,9 @@ class CacheDescriptor:
 
     def sequence(self, seq_id: SupportsIndex) -> seqattn._types.SequenceData:
         """The pages and the tokens on the last of them."""
+
+    def details(self, seq_id: SupportsIndex) -> seqattn._types.SequenceDetails:
+        """That and all else that is known of the sequence."""
 
     def seq_ids(self) -> list[int]:
         """The ids, in no particular order."""

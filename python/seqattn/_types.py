@@ -38,6 +38,24 @@ class SequenceData:
         return SequenceData, (self.kv_page_indices, self.last_page_len)
 
 
+@dataclass(frozen=True, slots=True)
+class SequenceDetails:
+    """All that a descriptor knows of a sequence; another descriptor of the pool can `attach` it.
+
+    Slots are numbered through the pages, in order: the tokens held, and behind them those of a pending tree.
+    """
+
+    kv_page_indices: list[int]  # ceil(num_kv_tokens / page_size)
+    last_page_len: int  # 1 to page_size; 0 without pages
+    length: int  # the next absolute position
+    window: SlidingWindow
+    dropped_to: int  # the window has dropped tokens in front of this position, but for pages with sinks; 0: none
+    num_dropped: int  # how many it has dropped, since `keep` if ever
+    num_in_front: int  # slots in front of the first dropped one; 0 where the window has dropped nothing
+    compacted_to: int  # the length at which `keep` last picked tokens; 0: never
+    tree_parents: list[int]  # of each pending draft token its parent, -1 for the last token
+
+
 class PageCopy(NamedTuple):
     """Copy all token slots of page `source` onto page `target`, in every layer."""
 

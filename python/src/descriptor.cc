@@ -9,6 +9,7 @@
 #include "classes.h"
 #include "collector.h"
 #include "initial_sequences.h"
+#include "sequence_details.h"
 
 namespace seqattn::python {
 namespace {
@@ -250,6 +251,16 @@ void bind_sharing(nb::class_<Descriptor>& cls) {
                   "collections.abc.Iterable[int], num_tokens: typing.SupportsIndex) -> None"),
           "Starts a sequence over pages that live already, taking a reference to each.")
       .def(
+          "attach",
+          [](const Descriptor& self, const Int& seq_id, const Any& details) {
+            self.sequences().attach(to_seq_id(seq_id), to_sequence_data(details));
+          },
+          "seq_id"_a.none(), "details"_a.none(),
+          nb::sig("def attach(self, seq_id: typing.SupportsIndex, details: "
+                  "seqattn._types.SequenceDetails) -> None"),
+          "The same for a sequence whose window has dropped tokens, or that keep has picked from, "
+          "as another descriptor's details show it.")
+      .def(
           "adopt",
           [](const Descriptor& self, const Int& seq_id, const Ints& pages, const Int& num_tokens) {
             self.sequences().adopt(to_seq_id(seq_id), to_ints<PageId>(pages, "page_indices"),
@@ -306,6 +317,15 @@ void bind_queries(nb::class_<Descriptor>& cls) {
           nb::sig("def sequence(self, seq_id: typing.SupportsIndex) -> "
                   "seqattn._types.SequenceData"),
           "The pages and the tokens on the last of them.")
+      .def(
+          "details",
+          [](const Descriptor& self, const Int& seq_id) {
+            return from_sequence_data(self.sequences().sequence(to_seq_id(seq_id)));
+          },
+          "seq_id"_a.none(),
+          nb::sig("def details(self, seq_id: typing.SupportsIndex) -> "
+                  "seqattn._types.SequenceDetails"),
+          "That and all else that is known of the sequence.")
       .def(
           "seq_ids", [](const Descriptor& self) { return self.sequences().seq_ids(); },
           "The ids, in no particular order.")

@@ -1,5 +1,6 @@
 #include "prefix_cache_state.h"
 
+#include <chrono>
 #include <limits>
 #include <span>
 #include <utility>
@@ -7,6 +8,15 @@
 #include "message.h"
 
 namespace seqattn {
+namespace {
+
+// Never, where the ttl says so or where that is beyond what clocks count.
+TimePoint expiry(TimePoint now, std::chrono::nanoseconds ttl) {
+  const bool is_beyond = now > TimePoint() && ttl >= TimePoint::max() - now;
+  return is_beyond || ttl == std::chrono::nanoseconds::max() ? TimePoint::max() : now + ttl;
+}
+
+}  // namespace
 
 PrefixCache::State::State(PagePool& page_pool, PrefixCacheOptions&& given)
     : pool(page_pool),
@@ -56,7 +66,7 @@ void PrefixCache::State::use(PrefixNode& end, TimePoint now) noexcept {
   ++num_uses;
   for (PrefixNode* node = &end; !node->is_root(); node = node->parent) {
     node->last_use = num_uses;
-    node->expires = node->ttl < TimePoint::max() - now ? now + node->ttl : TimePoint::max();
+    node->expires = expiry(now, node->ttl);
   }
   order.update(end);
 }

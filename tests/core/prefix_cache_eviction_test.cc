@@ -129,6 +129,15 @@ TEST_F(PrefixCacheEviction, AUseRenewsTheTtl) {
   EXPECT_EQ(cached(a), 4);
 }
 
+TEST_F(PrefixCacheEviction, AClockMayBeginBelowZero) {
+  now_ -= seconds(100);
+  store(tokens(0, 4), {}, {.priority = 0, .ttl = seconds(10)});
+  store(tokens(20, 4));
+  now_ += seconds(10);
+  EXPECT_EQ(cache_.evict_expired(), 1);
+  EXPECT_EQ(cached(tokens(20, 4)), 4);
+}
+
 TEST_F(PrefixCacheEviction, EvictExpiredTakesWholePrefixes) {
   store(tokens(0, 4) + tokens(20, 4), {}, {.priority = 0, .ttl = seconds(1)});
   store(tokens(0, 4) + tokens(40, 8), {}, {.priority = 0, .ttl = seconds(2)});

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -188,6 +189,41 @@ def test_over_a_bare_pool_moves_are_returned_to_be_made():
             manager.move_tokens(moves)
     with pytest.raises(TypeError, match="moves"):
         manager.move_tokens(3)
+
+
+def test_another_descriptor_goes_on_with_a_windowed_sequence():
+    manager, first = make(window=6, num_sink_tokens=2)
+    second = seqattn.CacheDescriptor(manager)
+    first.allocate([1], [14])
+    first.allocate_tree(1, [-1, 0])
+    details = first.details(1)
+    assert details == seqattn.SequenceDetails(
+        kv_page_indices=first.pages(1),
+        last_page_len=4,
+        length=14,
+        window=(6, 2),
+        dropped_to=8,
+        num_dropped=4,
+        num_in_front=4,
+        compacted_to=0,
+        tree_parents=[-1, 0],
+    )
+    second.attach(7, details)
+    assert second.details(7) == details
+    first.release([1])
+    second.commit_tree(7, [0])
+    assert (second.length(7), second.num_kv_tokens(7), second.kept_from(7)) == (15, 11, 8)
+    second.check_invariants()
+
+    before = second.details(7)
+    for wrong in ({"length": 3}, {"last_page_len": 5}, {"kv_page_indices": [63, 0, 1]}, {"dropped_to": 2**70}):
+        with pytest.raises(seqattn.InvalidArgumentError):
+            second.attach(8, replace(before, **wrong))
+    for wrong in (None, seqattn.SequenceData([0], 1), {"length": 3}):
+        with pytest.raises(TypeError, match="details: got"):
+            second.attach(8, wrong)
+    assert second.seq_ids() == [7]
+    assert second.details(7) == before
 
 
 def test_packed_data_carries_windows_and_trees():
