@@ -1,5 +1,5 @@
 # The commands of the project; each installs what it lacks. The work is done in tools/.
-.PHONY: help demo test bench-bookkeeping lint format clean
+.PHONY: help demo test bench-bookkeeping bench-cpu lint format clean
 
 help:
 	@echo 'make demo               a C++ quick start, then a language model that answers three questions through seqattn'
@@ -7,6 +7,8 @@ help:
 	@echo '                        with quotes of its own a question of several words: ARGS="\"How are you?\" --check")'
 	@echo 'make test               every test'
 	@echo 'make bench-bookkeeping  page tables and pools, beside the original in Python'
+	@echo 'make bench-cpu          attention on this CPU beside reading, multiplying and ggml; about 25 minutes'
+	@echo '                        (ARGS="--quick" for a few; ARGS="--help")'
 	@echo 'make lint               clang-format, clang-tidy, ruff, mypy, shellcheck'
 	@echo 'make format             rewrite in the format of the project'
 	@echo 'make clean              remove build/, .venv/ and what tests leave behind'
@@ -21,6 +23,9 @@ test:
 
 bench-bookkeeping:
 	@tools/bench.sh bookkeeping
+
+bench-cpu:
+	@tools/bench.sh cpu $(ARGS)
 
 lint:
 	@tools/lint.sh

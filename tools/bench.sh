@@ -1,10 +1,25 @@
 #!/usr/bin/env bash
-# bench.sh <name>: builds bench/<name> with preset release and runs it: bookkeeping, attention_vs_scalar.
+# bench.sh bookkeeping|attention_vs_scalar: builds that benchmark with preset release and runs it.
+# bench.sh cpu [<argument of bench_cpu>...]: the same, beside ggml; the plot comes after the table.
 source "$(dirname "$0")/common.sh"
 case ${1:-} in
   bookkeeping | attention_vs_scalar) [[ $# == 1 ]] ;;
+  cpu) ;;
   *) false ;;
-esac || die "usage: tools/bench.sh bookkeeping|attention_vs_scalar"
+esac || die "usage: tools/bench.sh bookkeeping|attention_vs_scalar|cpu [ARGUMENT...]"
+
+if [[ $1 == cpu ]]; then
+  shift
+  tools/setup.sh bench-cpu
+  tools/fetch_ggml.sh
+  build release bench_cpu -DSEQATTN_BUILD_BENCH=ON "-DSEQATTN_GGML_DIR=$PWD/build/ggml"
+  mkdir -p build/bench
+  echo
+  SEQATTN_COMMIT=${SEQATTN_COMMIT:-$(git rev-parse --short=12 HEAD)} OMP_WAIT_POLICY=active \
+    build/release/bench/cpu/bench_cpu --json build/bench/cpu.json "$@"
+  exec "$python" bench/plot_cpu.py build/bench/cpu.json build/bench/cpu.png
+fi
+
 tools/setup.sh bench
 build release "bench_$1" -DSEQATTN_BUILD_BENCH=ON
 

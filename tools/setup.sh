@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# setup.sh build|demo|test|bench|lint|ci: installs what is missing, Debian packages with apt-get and Python packages in
+# setup.sh build|demo|test|bench|bench-cpu|lint|ci: installs what is missing, Debian packages with apt-get and Python packages in
 # .venv. Where nothing is missing it does nothing.
 source "$(dirname "$0")/common.sh"
 
@@ -19,6 +19,11 @@ add_test() {
 add_bench() {
   packages+=(libbenchmark-dev python3)
 }
+add_bench_cpu() {
+  add_bench
+  add_python
+  packages+=(python3-matplotlib)
+}
 add_lint() {
   add_test
   add_bench
@@ -31,9 +36,10 @@ case ${1:-} in
   demo) add_python ;;
   test) add_test ;;
   bench) add_bench ;;
+  bench-cpu) add_bench_cpu ;;
   lint) add_lint ;;
   ci) add_lint && packages+=(libclang-rt-14-dev) ;;
-  *) die "usage: tools/setup.sh build|demo|test|bench|lint|ci" ;;
+  *) die "usage: tools/setup.sh build|demo|test|bench|bench-cpu|lint|ci" ;;
 esac
 
 missing_packages() {

@@ -5,7 +5,7 @@
 #include <fstream>
 #include <stdexcept>
 
-#include "json.h"
+#include "../json.h"
 
 namespace seqattn::bench {
 namespace {

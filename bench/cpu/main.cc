@@ -1,0 +1,104 @@
+// Attention on a CPU beside its ceilings (reading the same memory, multiplying in registers) and
+// beside ggml. Every result is checked before it is timed, and a wrong one ends the run.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <cstdlib>
+#include <ctime>
+#include <exception>
+#include <fstream>
+#include <random>
+#include <string>
+#include <thread>
+
+#include "ggml_side.h"
+#include "run_case.h"
+#include "seqattn/seqattn.h"
+
+namespace seqattn::bench {
+namespace {
+
+std::string machine_name() {
+  std::ifstream info("/proc/cpuinfo");
+  std::string name = "a CPU", family, model, line;
+  const auto value = [&](const char* key) {
+    return line.rfind(key, 0) == 0 ? line.substr(line.find(':') + 2) : std::string();
+  };
+  while (std::getline(info, line) && !line.empty()) {
+    if (const auto text = value("model name"); !text.empty()) name = text;
+    if (const auto text = value("cpu family"); !text.empty()) family = text;
+    if (const auto text = value("model\t"); !text.empty()) model = text;
+  }
+  return name + " (family " + family + ", model " + model + "), " +
+         std::to_string(std::thread::hardware_concurrency()) + " processors";
+}
+
+std::string now() {
+  const std::time_t time = std::time(nullptr);
+  char text[32];
+  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&time));
+  return text;
+}
+
+std::string kernel_name() {
+  PagedKVCacheManager manager({.num_pages = 1, .num_heads = 1, .head_dim = 64});
+  return std::string(BatchAttention(manager, {.num_qo_heads = 1}).kernel_name());
+}
+
+struct Options {
+  std::string only, json;
+  std::vector<int> threads{1, 2};
+  bool quick = false, list = false;
+};
+
+int run(const Options& options) {
+  CpuReport report;
+  report.machine = machine_name();
+  report.kernel = kernel_name() + (has_ggml() ? ", beside ggml" : ", no ggml in this build");
+  const char* const commit = std::getenv("SEQATTN_COMMIT");
+  report.commit = commit != nullptr ? commit : "unknown";
+  report.date = now();
+  std::mt19937_64 random(20261128);
+  const RunLimits limits = options.quick ? RunLimits{5, 2} : RunLimits{};
+  if (!options.list) report.print_head();
+  for (const CpuCase& spec : all_cpu_cases()) {
+    if (spec.name().find(options.only) == std::string::npos) continue;
+    if (options.quick && spec.kv_len > 4096) continue;
+    if (options.list) {
+      std::printf("%s\n", spec.name().c_str());
+      continue;
+    }
+    std::fprintf(stderr, "%s\r", spec.name().c_str());
+    for (CpuResult& result : run_cpu_case(spec, options.threads, limits, random)) {
+      print_result(result);
+      report.results.push_back(std::move(result));
+    }
+  }
+  if (!options.json.empty()) report.write_json(options.json);
+  return 0;
+}
+
+}  // namespace
+}  // namespace seqattn::bench
+
+int main(int argc, char** argv) {
+  CLI::App app("Attention on a CPU beside its ceilings and ggml.", "bench_cpu");
+  seqattn::bench::Options options;
+  app.add_option("--only", options.only, "Cases whose name holds the text: decode/32,8,128/f16");
+  app.add_option("--threads", options.threads, "Numbers of threads")
+      ->check(CLI::Range(1, 1024))
+      ->delimiter(',')
+      ->capture_default_str();
+  app.add_option("--json", options.json, "Write the results to this file");
+  app.add_flag("--quick", options.quick, "Fewer samples, no context above 4k");
+  app.add_flag("--list", options.list, "Print the names of the cases");
+  app.footer(
+      "Status: 0, 1 for an error or a wrong result, more for bad arguments; a missed goal is "
+      "none.");
+  CLI11_PARSE(app, argc, argv);
+  try {
+    return seqattn::bench::run(options);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "bench_cpu: %s\n", error.what());
+    return 1;
+  }
+}

@@ -1,0 +1,151 @@
+#include "report.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+#include <stdexcept>
+
+#include "../json.h"
+
+namespace seqattn::bench {
+
+double Samples::median() const {
+  std::vector<double> sorted = seconds;
+  std::sort(sorted.begin(), sorted.end());
+  return sorted[sorted.size() / 2];
+}
+
+double Samples::best() const { return *std::min_element(seconds.begin(), seconds.end()); }
+
+const Samples* CpuResult::find(const std::string& name) const {
+  const auto found = std::find_if(contenders.begin(), contenders.end(),
+                                  [&](const Samples& samples) { return samples.name == name; });
+  return found == contenders.end() ? nullptr : &*found;
+}
+
+double CpuResult::median(const std::string& name) const {
+  const Samples* const samples = find(name);
+  return samples == nullptr ? 0 : samples->median();
+}
+
+double CpuResult::rate(const std::string& name) const {
+  const Samples* const samples = find(name);
+  return samples == nullptr ? 0 : samples->rate();
+}
+
+double CpuResult::best_peer() const {
+  return std::min(median("ggml by token"), median("ggml by head"));
+}
+
+std::vector<CpuGoal> CpuResult::goals() const {
+  std::vector<CpuGoal> goals;
+  const double own = contenders.front().median();
+  const auto share = [&](const char* text, const char* ceiling, double one, double two) {
+    if (rate(ceiling) == 0) return;
+    const double least = num_threads == 1 ? one : two;
+    char words[64];
+    std::snprintf(words, sizeof words, ">= %.0f %% of %s", 100 * least, text);
+    goals.push_back({words, work() / own / rate(ceiling), least});
+  };
+  const auto times = [&](const char* text, double peer, double least) {
+    if (peer == 0) return;
+    char words[64];
+    std::snprintf(words, sizeof words, ">= %.3g x %s", least, text);
+    goals.push_back({words, peer / own, least});
+  };
+  if (!spec.is_decode()) {
+    share("FMA peak", "fma", 0.80, 0.75);
+    times("ggml", median("ggml by token"), 3);
+    return goals;
+  }
+  if (spec.head_dim != 128) {
+    times("ggml", best_peer(), 4);
+    return goals;
+  }
+  if (spec.kv_dtype == DType::kFloat32) {
+    times("ggml's best cache", best_peer(), 2.3);
+    return goals;
+  }
+  if (spec.kv_len >= 4096 && spec.layout == KVLayout::kHND) share("read", "read", 0.68, 0.80);
+  if (spec.kv_len >= 4096 && spec.layout == KVLayout::kNHD) share("read", "read", 0.55, 0.65);
+  times("ggml's best cache", best_peer(), 4.5);
+  times("llama.cpp's cache", median("ggml by token"), 7);
+  return goals;
+}
+
+void CpuReport::print_head() const {
+  std::printf("%s; %s; commit %s, %s\n", machine.c_str(), kernel.c_str(), commit.c_str(),
+              date.c_str());
+  std::printf(
+      "medians; decode in GB/s of keys and values, prefill in GFLOP/s; goals are for a Zen4-class "
+      "machine\n%-36s %2s %11s %7s %7s %7s %7s %11s %11s %6s  goals\n",
+      "case", "T", "seqattn, us", "rate", "read", "gather", "FMA", "by token,us", "by head, us",
+      "ratio");
+}
+
+void print_result(const CpuResult& result) {
+  std::printf("%-36s %2d %11.1f %7.1f", result.spec.name().c_str(), result.num_threads,
+              result.contenders.front().median() * 1e6,
+              result.work() / result.contenders.front().median() / 1e9);
+  const auto column = [](double value, int width, const char* format) {
+    value > 0 ? std::printf(format, width, value) : std::printf(" %*s", width, "-");
+  };
+  column(result.rate("read") / 1e9, 7, " %*.1f");
+  column(result.rate("gather") / 1e9, 7, " %*.1f");
+  column(result.rate("fma") / 1e9, 7, " %*.1f");
+  column(result.median("ggml by token") * 1e6, 11, " %*.1f");
+  column(result.median("ggml by head") * 1e6, 11, " %*.1f");
+  column(result.best_peer() / result.contenders.front().median(), 6, " %*.2f");
+  for (const CpuGoal& goal : result.goals()) {
+    std::printf("  %s: %.2f, %s", goal.text.c_str(), goal.value, goal.met() ? "met" : "MISSED");
+  }
+  std::printf("\n");
+  std::fflush(stdout);
+}
+
+void CpuReport::write_json(const std::string& path) const {
+  JsonWriter json;
+  json.open("", '{');
+  json.field("machine", machine);
+  json.field("kernel", kernel);
+  json.field("commit", commit);
+  json.field("date", date);
+  json.open("results", '[');
+  for (const CpuResult& result : results) {
+    json.open("", '{');
+    json.field("case", result.spec.name());
+    json.field("threads", result.num_threads);
+    json.field("unit", result.spec.is_decode() ? "GB/s" : "GFLOP/s");
+    json.field("work", result.work());
+    json.field("error", result.error);
+    json.field("peer_error", result.peer_error);
+    json.open("contenders", '{');
+    for (const Samples& samples : result.contenders) {
+      json.open(samples.name, '{');
+      json.field("median_us", samples.median() * 1e6);
+      json.field("best_us", samples.best() * 1e6);
+      json.field("samples", static_cast<double>(samples.seconds.size()));
+      if (samples.work > 0) json.field("rate", samples.rate());
+      json.close();
+    }
+    json.close();
+    json.open("goals", '[');
+    for (const CpuGoal& goal : result.goals()) {
+      json.open("", '{');
+      json.field("text", goal.text);
+      json.field("value", goal.value);
+      json.field("limit", goal.limit);
+      json.flag("met", goal.met());
+      json.close();
+    }
+    json.close();
+    json.close();
+  }
+  json.close();
+  json.close();
+  std::ofstream file(path);
+  file << json.text();
+  if (!file.flush()) throw std::runtime_error("cannot write " + path);
+}
+
+}  // namespace seqattn::bench

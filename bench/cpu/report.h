@@ -1,0 +1,59 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cases.h"
+
+// Results, as a table for people and as JSON for plot_cpu.py.
+namespace seqattn::bench {
+
+// Seconds of one run, sample by sample. Of a ceiling: `work` is what one run of it reads, or
+// multiplies, in bytes or operations.
+struct Samples {
+  std::string name;
+  std::vector<double> seconds;
+  double work = 0;
+
+  double median() const;
+  double best() const;
+  double rate() const { return work / median(); }
+};
+
+struct CpuGoal {
+  std::string text;  // ">= 68 % of read"
+  double value = 0;
+  double limit = 0;
+  bool met() const { return value >= limit; }
+};
+
+// One case with so many threads.
+struct CpuResult {
+  CpuCase spec;
+  int num_threads = 1;
+  std::vector<Samples> contenders;  // the first is seqattn
+  double error = 0;                 // of seqattn, absolute
+  double peer_error = 0;            // the largest one of the peers
+
+  const Samples* find(const std::string& name) const;
+  double median(const std::string& name) const;  // 0 where it was not measured
+  double rate(const std::string& name) const;    // of a ceiling; 0 likewise
+  // Bytes or operations a second of the contender's median.
+  double work() const { return spec.is_decode() ? spec.kv_bytes() : spec.flops(); }
+  double best_peer() const;  // the shorter median of ggml's two caches; 0 without ggml
+  // What this shape is meant to reach on a Zen4-class machine.
+  std::vector<CpuGoal> goals() const;
+};
+
+struct CpuReport {
+  std::string machine, kernel, commit, date;
+  std::vector<CpuResult> results;
+
+  void print_head() const;
+  // Throws std::runtime_error where the file cannot be written.
+  void write_json(const std::string& path) const;
+};
+
+void print_result(const CpuResult& result);
+
+}  // namespace seqattn::bench

@@ -1,0 +1,109 @@
+"""plot_cpu.py RESULTS.json PICTURE.png: what bench_cpu has measured as a plot: seqattn, ggml, and the ceiling.
+
+With --markdown the tables of docs/performance.md are printed as well.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+COLOURS = {"seqattn": "#1f6feb", "ggml by head": "#f0883e", "ggml by token": "#ffd8b0"}
+CEILINGS = {"decode": [("read", "black"), ("gather", "#6e7781")], "prefill": [("fma", "black")]}
+
+
+def group_of(result: dict) -> str:
+    return result["case"].split("/")[0]
+
+
+def rate(result: dict, contender: str) -> float:
+    """GB/s, or GFLOP/s; of a ceiling its own."""
+    entry = result["contenders"][contender]
+    work_per_us = entry["rate"] / 1e6 if "rate" in entry else result["work"] / entry["median_us"]
+    return work_per_us / 1e3
+
+
+def plot(report: dict, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = [
+        (group, threads)
+        for group in CEILINGS
+        for threads in sorted({int(result["threads"]) for result in report["results"]})
+        if any(group_of(r) == group and r["threads"] == threads for r in report["results"])
+    ]
+    figure, axes = pyplot.subplots(len(panels), 1, figsize=(13, 3.6 * len(panels)), squeeze=False)
+    for axis, (group, threads) in zip(axes[:, 0], panels):
+        results = [r for r in report["results"] if group_of(r) == group and r["threads"] == threads]
+        names = [name for name in COLOURS if any(name in r["contenders"] for r in results)]
+        width = 0.8 / max(len(names), 1)
+        for i, name in enumerate(names):
+            places = [at + (i - (len(names) - 1) / 2) * width for at in range(len(results))]
+            axis.bar(places, [rate(r, name) for r in results], width, color=COLOURS[name], label=name)
+        for name, colour in CEILINGS[group]:
+            for at, result in enumerate(results):
+                label = name if at == 0 else None
+                axis.hlines(rate(result, name), at - 0.45, at + 0.45, color=colour, linewidth=1.5, label=label)
+        axis.set_xticks(range(len(results)), [r["case"].split("/", 1)[1] for r in results], rotation=40, ha="right")
+        axis.tick_params(axis="x", labelsize=7)
+        axis.set_ylabel(results[0]["unit"])
+        axis.set_title(f"{group}, {threads} thread{'s' if threads > 1 else ''}", fontsize=10)
+        axis.legend(fontsize=7)
+    figure.suptitle(f"{report['machine']}; {report['kernel']}; commit {report['commit']}", fontsize=9)
+    figure.tight_layout(rect=(0, 0, 1, 0.98))
+    figure.savefig(path, dpi=110)
+
+
+def goal_text(goal: dict) -> str:
+    return f"{goal['text']}: {goal['value']:.2f}, {'met' if goal['met'] else '**missed**'}"
+
+
+def table(report: dict, group: str) -> list[str]:
+    results = [result for result in report["results"] if group_of(result) == group]
+    ceilings = [name for name, _ in CEILINGS[group]]
+    peers = [name for name in ("ggml by token", "ggml by head") if all(name in r["contenders"] for r in results)]
+    head = ["case", "threads", "seqattn, us", results[0]["unit"]]
+    head += [f"% of {name}" for name in ceilings] + [f"{name}, us" for name in peers]
+    head += ["best ggml / seqattn"] if peers else []
+    head += ["goals"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for result in results:
+        own = result["contenders"]["seqattn"]["median_us"]
+        cells = [result["case"].split("/", 1)[1], f"{result['threads']:.0f}", f"{own:,.0f}", f"{rate(result, 'seqattn'):.1f}"]
+        cells += [f"{100 * rate(result, 'seqattn') / rate(result, name):.0f}" for name in ceilings]
+        times = [result["contenders"][name]["median_us"] for name in peers]
+        cells += [f"{time:,.0f}" for time in times]
+        cells += [f"{min(times) / own:.1f}"] if peers else []
+        cells += ["; ".join(goal_text(goal) for goal in result["goals"])]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def markdown(report: dict) -> str:
+    lines = [f"{report['machine']}; {report['kernel']}; commit {report['commit']}, {report['date']}.", ""]
+    for group in CEILINGS:
+        if any(group_of(result) == group for result in report["results"]):
+            lines += [f"#### {group.capitalize()}", "", *table(report, group), ""]
+    goals = [goal for result in report["results"] for goal in result["goals"]]
+    lines.append(f"{sum(goal['met'] for goal in goals)} of {len(goals)} goals are met.")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="JSON of bench_cpu")
+    parser.add_argument("picture", type=Path, help="the PNG to write")
+    parser.add_argument("--markdown", action="store_true", help="print tables too")
+    arguments = parser.parse_args()
+    report = json.loads(arguments.results.read_text())
+    if not report["results"]:
+        parser.error(f"{arguments.results} has no results")
+    plot(report, arguments.picture)
+    if arguments.markdown:
+        print(markdown(report))
+
+
+if __name__ == "__main__":
+    main()
