@@ -1,0 +1,117 @@
+"""What the random calls are made on: an engine that compares all of it with models."""
+
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+from sequence_model import rows_behind
+from support import make_manager, snapshot
+
+import seqattn
+
+LAYERS, HEADS, DIM = 2, 2, 2
+POOL_TOKENS = 50
+
+
+def keys_and_values(rows):
+    """[layer, keys or values, token, head, element]: numbers that belong to one place only."""
+    places = np.arange(LAYERS * 2 * HEADS * DIM, dtype=np.float32).reshape(LAYERS, 2, 1, HEADS, DIM)
+    return np.array(rows, np.float32)[:, None, None] * places.size + places
+
+
+class CachedPage(NamedTuple):
+    page: int
+    rows: list[int]
+
+
+class CheckedEngine:
+    """A manager, its sequences and its prefix cache, beside what they are meant to hold; counts what has happened."""
+
+    def __init__(self, counts, page_size, kv_layout):
+        self.counts, self.page_size = counts, page_size
+        num_pages = POOL_TOKENS // page_size
+        self.manager = make_manager(num_pages, page_size, HEADS, DIM, num_layers=LAYERS, kv_layout=kv_layout)
+        self.descriptor = seqattn.CacheDescriptor(self.manager)
+        self.cache = seqattn.PrefixCache(self.manager, event_capacity=1024)
+        self.sequences = {}  # id -> SequenceModel
+        self.cached = {}  # the row at a page's end -> CachedPage
+        self.blocks = {}  # block -> the row at its end, as events tell
+        self.handles = []  # the live ones, each with the rows that it found
+
+    def attempt(self, name, allowed, call, *args):
+        """Makes a call, which has to fail where it is not allowed, and else may for want of pages; says whether not."""
+        before, stats, num_spare = snapshot(self.descriptor)[:3], self.cache.stats(), self.num_spare_pages()
+        try:
+            result = call(*args)
+        except seqattn.NoPageError as error:
+            assert allowed and error.needed > error.available + num_spare
+            self.counts[name, "no page"] += 1
+        except (seqattn.InvalidArgumentError, seqattn.PinnedError, seqattn.SequenceStateError):
+            assert not allowed
+            self.counts[name, "refused"] += 1
+        else:
+            assert allowed
+            self.counts[name, "done"] += 1
+            self.counts[name, "moved"] += isinstance(result, list) and len(result) > 0
+            self.counts[name, "evicted"] += self.cache.stats().num_pages_evicted > stats.num_pages_evicted
+            return True
+        assert (snapshot(self.descriptor)[:3], self.cache.stats()) == (before, stats)
+        return False
+
+    def num_spare_pages(self):
+        """Pages that the cache alone holds: it has to give them up before a call may fail."""
+        held = {page for seq_id in self.sequences for page in self.descriptor.pages(seq_id)}
+        held.update(page for handle, _ in self.handles for page in handle.pages)
+        return sum(entry.page not in held for entry in self.cached.values())
+
+    def write(self, num_new):
+        """Writes the rows of the last slots, so many for each id."""
+        rows = []
+        for seq_id, count in num_new.items():
+            held = self.sequences[seq_id].rows()
+            rows += held[len(held) - count :]
+        packed, indptr = self.descriptor.pack_for_flashinfer(num_new), [0, *accumulate(num_new.values())]
+        for layer, (keys, values) in enumerate(keys_and_values(rows)):
+            self.manager.append_kv(keys, values, packed, indptr, layer)
+
+    def check(self):
+        self.descriptor.check_invariants()
+        self.cache.check_invariants()
+        self.follow_events()
+        references = [0] * self.manager.num_pages
+        assert set(self.descriptor) == set(self.sequences)
+        for seq_id, model in self.sequences.items():
+            pages = self.descriptor.pages(seq_id)
+            self.check_rows(pages, model.rows())
+            assert self.descriptor.length(seq_id) == model.length
+            assert self.descriptor.num_kv_tokens(seq_id) == len(model.rows())
+            assert self.descriptor.kept_from(seq_id) == model.kept_from()
+            assert self.descriptor.window(seq_id) == (model.window, model.num_sinks)
+            for page in pages:
+                references[page] += 1
+        for page, rows in self.cached.values():
+            self.check_rows([page], rows)
+            references[page] += 1
+        for handle, rows in self.handles:
+            self.check_rows(handle.pages, rows)
+        assert self.manager.ref_count.tolist() == references
+
+    def check_rows(self, pages, rows):
+        """That these pages hold these rows."""
+        assert len(pages) == -(-len(rows) // self.page_size)
+        found = [self.manager.read_kv(pages, 0, len(rows), layer) for layer in range(LAYERS)]
+        assert np.array_equal(found, keys_and_values(rows))
+
+    def follow_events(self):
+        """What the cache says is stored has to be what the calls have put there; what is evicted, the cache decides."""
+        for event in self.cache.drain_events():
+            if event.kind == "stored":
+                before = self.blocks[event.parent] if event.parent else event.salt
+                self.blocks[event.block] = rows_behind(before, event.tokens)[-1]
+            elif event.kind == "evicted":
+                entry = self.cached.pop(self.blocks.pop(event.block))
+                assert not any(entry.page in handle.pages for handle, _ in self.handles)
+            elif event.kind == "cleared":
+                self.blocks.clear()
+                self.cached.clear()
+        assert set(self.blocks.values()) == set(self.cached)
