@@ -61,6 +61,7 @@ std::vector<std::uint16_t> random_halves(std::int64_t count, std::mt19937_64& ra
 
 std::vector<double> widen(const std::vector<std::uint16_t>& values) {
   std::vector<double> result;
+  result.reserve(values.size());
   for (const std::uint16_t value : values) result.push_back(from_float16(value));
   return result;
 }

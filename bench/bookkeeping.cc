@@ -151,6 +151,7 @@ void decode(State& state) {
   Service service(std::int64_t{1} << (num_sequences > 1000 ? 20 : 15));
   const auto ids = seq_ids(num_sequences);
   std::vector<std::int64_t> lengths;
+  lengths.reserve(ids.size());
   for (int i = 0; i < num_sequences; ++i) lengths.push_back(31 * kPageSize + 1 + i % kPageSize);
   const auto start = [&] { service.sequences.allocate(ids, lengths); };
   const auto body = [&] {
@@ -217,7 +218,7 @@ BENCHMARK(fork)->Arg(kPagesEach)->Arg(1)->UseManualTime();
 // Bytes, in counters: of a page of the pool, of an empty sequence, and of a page in the table of a
 // sequence that came with 32 pages and decoded 16 more.
 void memory(State& state) {
-  for (auto _ : state) {
+  for ([[maybe_unused]] auto _ : state) {
     std::int64_t before = live_heap_bytes();
     const auto taken_since = [&before] { return static_cast<double>(live_heap_bytes() - before); };
     PagePool pool(std::int64_t{1} << 20, kPageSize);

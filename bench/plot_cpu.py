@@ -71,7 +71,8 @@ def table(report: dict, group: str) -> list[str]:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for result in results:
         own = result["contenders"]["seqattn"]["median_us"]
-        cells = [result["case"].split("/", 1)[1], f"{result['threads']:.0f}", f"{own:,.0f}", f"{rate(result, 'seqattn'):.1f}"]
+        cells = [result["case"].split("/", 1)[1], f"{result['threads']:.0f}"]
+        cells += [f"{own:,.0f}", f"{rate(result, 'seqattn'):.1f}"]
         cells += [f"{100 * rate(result, 'seqattn') / rate(result, name):.0f}" for name in ceilings]
         times = [result["contenders"][name]["median_us"] for name in peers]
         cells += [f"{time:,.0f}" for time in times]

@@ -32,6 +32,7 @@ Service::Service(std::int64_t num_pages) : pool(num_pages, kPageSize), sequences
 
 PackedBatch::PackedBatch() : Service(2 * kNumPages), ids(seq_ids(kNumSequences)) {
   std::vector<std::int64_t> lengths;
+  lengths.reserve(kNumSequences);
   for (int i = 0; i < kNumSequences; ++i) lengths.push_back(kPagesEach * kPageSize - i % kPageSize);
   sequences.allocate(ids, lengths);
 }
