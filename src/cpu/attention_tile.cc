@@ -26,51 +26,71 @@ void compute_scores(const AttentionCall& call, const TileProgress& progress,
                     const ScoreShape& shape, const TokenTile& tokens, const TokenTile& next,
                     const Scratch& scratch) {
   const std::size_t dim = call.shape.head_dim;
-  const std::size_t stride = padded_dim(call.shape.head_dim);
+  const std::size_t padded = padded_dim(call.shape.head_dim);
+  NextLines lines(next.keys.data(), next.count, dim * sizeof(T));
   if (shape.few() && dim % kLanes == 0) {
-    const TokenRows<T> keys{tokens.keys.data(), next.keys.data()};
-    dot_tokens(keys, tokens.padded_count, progress.queries, shape.num_rows, stride, dim,
-               scratch.scores, shape.stride);
+    dot_tokens(TokenRows<T>{tokens.keys.data(), lines}, tokens.padded_count, progress.queries,
+               shape.num_rows, padded, dim, scratch.scores, shape.stride);
     return;
   }
-  load_tokens<T>(tokens.keys.data(), next.keys.data(), tokens.padded_count, dim, scratch.keys);
+  load_tokens<T>(tokens.keys.data(), lines, tokens.padded_count, dim, scratch.keys);
+  const std::size_t stride = unpacked_stride(call.shape.head_dim);
   if (shape.few()) {
     std::array<const std::byte*, kTileTokens> rows;
     for (int t = 0; t < kTileTokens; ++t) {
       rows[t] = reinterpret_cast<const std::byte*>(scratch.keys + t * stride);
     }
-    dot_tokens(TokenRows<float>{rows.data(), rows.data()}, tokens.padded_count, progress.queries,
-               shape.num_rows, stride, stride, scratch.scores, shape.stride);
+    dot_tokens(TokenRows<float>{rows.data(), lines}, tokens.padded_count, progress.queries,
+               shape.num_rows, padded, padded, scratch.scores, shape.stride);
     return;
   }
   multiply<6, false>({scratch.keys, stride, 1}, tokens.padded_count,
-                     DenseRows{progress.queries, shape.stride}, shape.stride, dim, false,
-                     scratch.scores, shape.stride);
+                     DenseRows{progress.queries, shape.stride}, shape.stride, dim,
+                     {scratch.scores, shape.stride});
 }
 
-// out += weights x values. Where a query may not see a token, its weight is 0 and the value may be
-// NaN: then, and only then, zeros are skipped.
+template <bool kSkipZeros, class Right>
+void add_weighted(const ScoreShape& shape, const LeftFactor& weights, const Right& values,
+                  std::size_t columns, std::size_t num_tokens, const Product& out) {
+  const auto rows = static_cast<std::size_t>(shape.num_rows);
+  if (rows > kFewRows) {
+    multiply<6, kSkipZeros>(weights, rows, values, columns, num_tokens, out);
+  } else if (rows == 1) {
+    multiply<1, kSkipZeros>(weights, rows, values, columns, num_tokens, out);
+  } else if (rows == 2) {
+    multiply<2, kSkipZeros>(weights, rows, values, columns, num_tokens, out);
+  } else if (rows == 3 || rows == 6) {
+    multiply<3, kSkipZeros>(weights, rows, values, columns, num_tokens, out);
+  } else {
+    multiply<4, kSkipZeros>(weights, rows, values, columns, num_tokens, out);
+  }
+}
+
+// out = rescale x out + weights x values. Where a query may not see a token, its weight is 0 and
+// the value may be NaN: then, and only then, zeros are skipped.
 template <class T>
 void accumulate_values(const AttentionCall& call, const ScoreShape& shape, const TokenTile& tokens,
                        const TokenTile& next, bool all_visible, const Scratch& scratch,
                        float* out) {
   const std::size_t dim = call.shape.head_dim_v;
-  const std::size_t stride = padded_dim(call.shape.head_dim_v);
+  const std::size_t padded = padded_dim(call.shape.head_dim_v);
   const LeftFactor weights{scratch.scores, 1, shape.stride};
+  const Product to{out, padded, scratch.rescale};
+  const auto num_tokens = static_cast<std::size_t>(tokens.padded_count);
+  NextLines lines(next.values.data(), next.count, dim * sizeof(T));
   if (shape.few() && all_visible && dim % kLanes == 0) {
-    const TokenRows<T> values{tokens.values.data(), next.values.data()};
-    multiply<4, false>(weights, shape.num_rows, values, dim, tokens.padded_count, true, out,
-                       stride);
+    add_weighted<false>(shape, weights, TokenRows<T>{tokens.values.data(), lines}, dim, num_tokens,
+                        to);
     return;
   }
-  const bool finite = load_tokens<T>(tokens.values.data(), next.values.data(), tokens.padded_count,
-                                     dim, scratch.values);
-  const DenseRows values{scratch.values, stride};
-  const auto product =
-      shape.few()
-          ? (finite || all_visible ? multiply<4, false, DenseRows> : multiply<4, true, DenseRows>)
-          : (finite || all_visible ? multiply<6, false, DenseRows> : multiply<6, true, DenseRows>);
-  product(weights, shape.num_rows, values, stride, tokens.padded_count, true, out, stride);
+  const bool finite =
+      load_tokens<T>(tokens.values.data(), lines, tokens.padded_count, dim, scratch.values);
+  const DenseRows values{scratch.values, unpacked_stride(call.shape.head_dim_v)};
+  if (finite || all_visible) {
+    add_weighted<false>(shape, weights, values, padded, num_tokens, to);
+  } else {
+    add_weighted<true>(shape, weights, values, padded, num_tokens, to);
+  }
 }
 
 template <class T>
@@ -95,7 +115,6 @@ void attend_tokens(const AttentionCall& call, const TileProgress& progress, cons
   if (!all_visible) hide_by_position(call, tile, shape, tokens, scratch);
   if (tile.row.num_masked_keys > 0) hide_by_mask(call, tile, shape, tokens, scratch.scores);
   update_softmax(progress, shape, tokens.padded_count, scratch);
-  rescale_out(shape, scratch, padded_dim(call.shape.head_dim_v), progress.out);
   accumulate_values<T>(call, shape, tokens, next, all_visible, scratch, progress.out);
 }
 

@@ -16,37 +16,53 @@ HWY_BEFORE_NAMESPACE();
 namespace seqattn {
 namespace HWY_NAMESPACE {
 
-// With 32 registers, 6 x 4 sums and what they are made of fit; with 16, 6 x 2.
+// How many sums an inner loop keeps in registers, beside what they are made of.
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL || HWY_ARCH_ARM_A64
-inline constexpr int kWideBlock = 4;
-inline constexpr int kDotTokens = 4;
+inline constexpr int kSums = 24;  // of 32
 #else
-inline constexpr int kWideBlock = 2;
-inline constexpr int kDotTokens = 2;
+inline constexpr int kSums = 12;  // of 16
 #endif
+inline constexpr std::size_t kLineBytes = 64;
 
-// Into the second-level cache: what comes next must not push out what is in use.
-HWY_INLINE void prefetch(const std::byte* from, std::size_t bytes) {
-  for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
-}
+// What comes next, line by line: into the second-level cache, so that it does not push out what is
+// in use. Inner loops ask for a line at a time, at the pace at which they use them up: many at once
+// would wait for each other, and the arithmetic for them.
+class NextLines {
+ public:
+  NextLines(const std::byte* const* rows, std::size_t num_rows, std::size_t row_bytes)
+      : row_(rows), end_(rows + num_rows), row_bytes_(row_bytes) {}
+  HWY_INLINE void prefetch_one() {
+    if (row_ == end_) return;
+    __builtin_prefetch(*row_ + offset_, 0, 2);
+    offset_ += kLineBytes;
+    if (offset_ < row_bytes_) return;
+    offset_ = 0;
+    ++row_;
+  }
+
+ private:
+  const std::byte* const* row_;
+  const std::byte* const* end_;
+  std::size_t row_bytes_, offset_ = 0;
+};
 
 // The right factor of a product, row by row: floats at a fixed distance ...
 struct DenseRows {
+  using Element = float;
   const float* data;
   std::size_t stride;
   const float* row(std::size_t k) const { return data + k * stride; }
-  void prefetch_next(std::size_t, std::size_t, std::size_t) const {}
+  static HWY_INLINE void prefetch_one() {}
 };
 
-// ... or tokens of pages in their own type, while the next tile's are prefetched.
+// ... or tokens of pages in their own type, while the next tile's lines are prefetched.
 template <class T>
 struct TokenRows {
+  using Element = T;
   const std::byte* const* tokens;
-  const std::byte* const* next;
+  NextLines next;
   const T* row(std::size_t k) const { return reinterpret_cast<const T*>(tokens[k]); }
-  void prefetch_next(std::size_t k, std::size_t column, std::size_t columns) const {
-    prefetch(next[k] + column * sizeof(T), columns * sizeof(T));
-  }
+  HWY_INLINE void prefetch_one() { next.prefetch_one(); }
 };
 
 // The left factor: element (i, k) at data[i * row + k * step].
@@ -56,22 +72,35 @@ struct LeftFactor {
   std::size_t step;
 };
 
+// Where a product goes: c[i * stride + j]. With `scale` it is added to scale[i] times what is
+// there.
+struct Product {
+  float* c;
+  std::size_t stride;
+  const float* scale = nullptr;
+};
+
 // c[kRows, kVectors vectors] (+)= a[kRows, depth] b[depth, from `column` on]. With kSkipZeros a
 // zero of `a` stands for "hidden" and does not multiply what may be NaN.
 template <int kRows, int kVectors, bool kSkipZeros, class Right>
-HWY_INLINE void multiply_block(LeftFactor a, const Right& b, std::size_t column, std::size_t depth,
-                               bool accumulate, float* c, std::size_t c_stride) {
+HWY_INLINE void multiply_block(LeftFactor a, Right& b, std::size_t column, std::size_t depth,
+                               Product to) {
   Floats sums[kRows][kVectors];
   HWY_UNROLL(8)
   for (int i = 0; i < kRows; ++i) {
     HWY_UNROLL(8)
     for (int j = 0; j < kVectors; ++j) {
-      sums[i][j] = accumulate ? load(c + i * c_stride + j * kLanes) : hn::Zero(kFloatTag);
+      sums[i][j] = to.scale == nullptr ? hn::Zero(kFloatTag)
+                                       : hn::Mul(load(to.c + i * to.stride + j * kLanes),
+                                                 hn::Set(kFloatTag, to.scale[i]));
     }
   }
+  // Of every row of b this block uses up so much; a line is due each time that adds up to one.
+  constexpr std::size_t kBytes = kVectors * kLanes * sizeof(typename Right::Element);
+  std::size_t used = 0;
   for (std::size_t k = 0; k < depth; ++k) {
     const auto* right = b.row(k) + column;
-    b.prefetch_next(k, column, kVectors * kLanes);
+    for (used += kBytes; used >= kLineBytes; used -= kLineBytes) b.prefetch_one();
     Floats vectors[kVectors];
     HWY_UNROLL(8)
     for (int j = 0; j < kVectors; ++j) vectors[j] = load(right + j * kLanes);
@@ -89,19 +118,21 @@ HWY_INLINE void multiply_block(LeftFactor a, const Right& b, std::size_t column,
   HWY_UNROLL(8)
   for (int i = 0; i < kRows; ++i) {
     HWY_UNROLL(8)
-    for (int j = 0; j < kVectors; ++j) store(sums[i][j], c + i * c_stride + j * kLanes);
+    for (int j = 0; j < kVectors; ++j) store(sums[i][j], to.c + i * to.stride + j * kLanes);
   }
 }
 
 template <int kRows, int kVectors, bool kSkipZeros, class Right>
-HWY_INLINE std::size_t multiply_columns(LeftFactor a, std::size_t rows, const Right& b,
+HWY_INLINE std::size_t multiply_columns(LeftFactor a, std::size_t rows, Right& b,
                                         std::size_t column, std::size_t columns, std::size_t depth,
-                                        bool accumulate, float* c, std::size_t c_stride) {
+                                        Product to) {
   for (; column + kVectors * kLanes <= columns; column += kVectors * kLanes) {
+    if (kVectors == 3 && column + 4 * kLanes == columns) break;  // two and two are better
     for (std::size_t i = 0; i < rows; i += kRows) {
-      multiply_block<kRows, kVectors, kSkipZeros>({a.data + i * a.row, a.row, a.step}, b, column,
-                                                  depth, accumulate, c + i * c_stride + column,
-                                                  c_stride);
+      const float* const scale = to.scale == nullptr ? nullptr : to.scale + i;
+      multiply_block<kRows, kVectors, kSkipZeros>(
+          {a.data + i * a.row, a.row, a.step}, b, column, depth,
+          {to.c + i * to.stride + column, to.stride, scale});
     }
   }
   return column;
@@ -109,16 +140,19 @@ HWY_INLINE std::size_t multiply_columns(LeftFactor a, std::size_t rows, const Ri
 
 // c[rows, columns] (+)= a b: rows are rounded up to kRows; columns are whole vectors.
 template <int kRows, bool kSkipZeros, class Right>
-HWY_NOINLINE void multiply(LeftFactor a, std::size_t rows, const Right& b, std::size_t columns,
-                           std::size_t depth, bool accumulate, float* c, std::size_t c_stride) {
-  std::size_t column = multiply_columns<kRows, kWideBlock, kSkipZeros>(
-      a, rows, b, 0, columns, depth, accumulate, c, c_stride);
-  if (kWideBlock > 2) {
-    column = multiply_columns<kRows, 2, kSkipZeros>(a, rows, b, column, columns, depth, accumulate,
-                                                    c, c_stride);
+HWY_NOINLINE void multiply(LeftFactor a, std::size_t rows, Right b, std::size_t columns,
+                           std::size_t depth, Product to) {
+  constexpr int kMost = kSums / kRows;
+  constexpr int kWidth = kMost >= 8 ? 8 : kMost >= 4 ? 4 : kMost;
+  std::size_t column =
+      multiply_columns<kRows, kWidth, kSkipZeros>(a, rows, b, 0, columns, depth, to);
+  if (kWidth > 4) {
+    column = multiply_columns<kRows, 4, kSkipZeros>(a, rows, b, column, columns, depth, to);
   }
-  multiply_columns<kRows, 1, kSkipZeros>(a, rows, b, column, columns, depth, accumulate, c,
-                                         c_stride);
+  if (kWidth > 2) {
+    column = multiply_columns<kRows, 2, kSkipZeros>(a, rows, b, column, columns, depth, to);
+  }
+  multiply_columns<kRows, 1, kSkipZeros>(a, rows, b, column, columns, depth, to);
 }
 
 #if HWY_TARGET == HWY_SCALAR
@@ -154,39 +188,66 @@ HWY_INLINE void store_lane_sums(Floats a, Floats b, Floats c, Floats d, float* t
 }
 #endif
 
-// scores[t * stride + r] = token t . query r, for whole vectors of `dim` elements; tokens are
-// rounded up to kDotTokens, queries [rows, dim_stride] to 4.
+// scores[t * stride + r] = token t . query r, for whole vectors of `dim` elements, so many queries
+// and as many tokens as registers hold the sums of; tokens are rounded up to that.
+template <int kQueries, class T>
+HWY_INLINE void dot_block(TokenRows<T>& keys, std::size_t num_tokens, const float* queries,
+                          std::size_t dim_stride, std::size_t dim, bool prefetches, float* scores,
+                          std::size_t stride) {
+  constexpr int kTokens = kSums / kQueries > 12 ? 12 : kSums / kQueries;
+  for (std::size_t t = 0; t < num_tokens; t += kTokens) {
+    Floats sums[kTokens][4];
+    HWY_UNROLL(12)
+    for (int i = 0; i < kTokens; ++i) {
+      HWY_UNROLL(4)
+      for (int j = 0; j < 4; ++j) sums[i][j] = hn::Zero(kFloatTag);
+    }
+    const T* rows[kTokens];
+    HWY_UNROLL(12)
+    for (int i = 0; i < kTokens; ++i) rows[i] = keys.row(t + i);
+    for (std::size_t d = 0; d < dim; d += kLanes) {
+      if (prefetches && d * sizeof(T) % kLineBytes == 0) {
+        HWY_UNROLL(12)
+        for (int i = 0; i < kTokens; ++i) keys.prefetch_one();
+      }
+      Floats tokens[kTokens];
+      HWY_UNROLL(12)
+      for (int i = 0; i < kTokens; ++i) tokens[i] = load(rows[i] + d);
+      HWY_UNROLL(4)
+      for (int j = 0; j < kQueries; ++j) {
+        const Floats query = load(queries + j * dim_stride + d);
+        HWY_UNROLL(12)
+        for (int i = 0; i < kTokens; ++i) sums[i][j] = hn::MulAdd(tokens[i], query, sums[i][j]);
+      }
+    }
+    HWY_UNROLL(12)
+    for (int i = 0; i < kTokens; ++i) {
+      store_lane_sums(sums[i][0], sums[i][1], sums[i][2], sums[i][3], scores + (t + i) * stride);
+    }
+  }
+}
+
+// Likewise for queries [rows, dim_stride], of which four at a time meet the tokens. The lines that
+// come next are prefetched while the first ones do.
 template <class T>
-HWY_NOINLINE void dot_tokens(const TokenRows<T>& keys, std::size_t num_tokens, const float* queries,
+HWY_NOINLINE void dot_tokens(TokenRows<T> keys, std::size_t num_tokens, const float* queries,
                              std::size_t rows, std::size_t dim_stride, std::size_t dim,
                              float* scores, std::size_t stride) {
-  for (std::size_t t = 0; t < num_tokens; t += kDotTokens) {
-    for (int i = 0; i < kDotTokens; ++i) keys.prefetch_next(t + i, 0, dim);
-    for (std::size_t r = 0; r < rows; r += 4) {
-      Floats sums[kDotTokens][4];
-      HWY_UNROLL(8)
-      for (int i = 0; i < kDotTokens; ++i) {
-        HWY_UNROLL(8)
-        for (int j = 0; j < 4; ++j) sums[i][j] = hn::Zero(kFloatTag);
-      }
-      for (std::size_t d = 0; d < dim; d += kLanes) {
-        Floats tokens[kDotTokens];
-        HWY_UNROLL(8)
-        for (int i = 0; i < kDotTokens; ++i) tokens[i] = load(keys.row(t + i) + d);
-        HWY_UNROLL(8)
-        for (int j = 0; j < 4; ++j) {
-          const Floats query = load(queries + (r + j) * dim_stride + d);
-          HWY_UNROLL(8)
-          for (int i = 0; i < kDotTokens; ++i) {
-            sums[i][j] = hn::MulAdd(tokens[i], query, sums[i][j]);
-          }
-        }
-      }
-      HWY_UNROLL(8)
-      for (int i = 0; i < kDotTokens; ++i) {
-        store_lane_sums(sums[i][0], sums[i][1], sums[i][2], sums[i][3],
-                        scores + (t + i) * stride + r);
-      }
+  for (std::size_t r = 0; r < rows; r += 4) {
+    const float* const from = queries + r * dim_stride;
+    float* const to = scores + r;
+    switch (rows - r) {
+      case 1:
+        dot_block<1>(keys, num_tokens, from, dim_stride, dim, r == 0, to, stride);
+        break;
+      case 2:
+        dot_block<2>(keys, num_tokens, from, dim_stride, dim, r == 0, to, stride);
+        break;
+      case 3:
+        dot_block<3>(keys, num_tokens, from, dim_stride, dim, r == 0, to, stride);
+        break;
+      default:
+        dot_block<4>(keys, num_tokens, from, dim_stride, dim, r == 0, to, stride);
     }
   }
 }

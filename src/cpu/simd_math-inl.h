@@ -108,10 +108,11 @@ HWY_INLINE void store_some(Floats value, T* to, std::size_t count) {
 // The polynomial is the minimax one of 2^f, f in [-0.5, 0.5], relative error 2e-9.
 HWY_INLINE Floats exp2(Floats x) {
   const hn::RebindToSigned<FloatTag> ints;
-  const Floats lowest = hn::Set(kFloatTag, -126.0f);
-  // Not Max: for NaN some targets would convert NaN to an integer.
-  const Floats whole = hn::Round(hn::IfThenElse(hn::Ge(x, lowest), x, lowest));
-  const Floats f = hn::Sub(x, whole);
+  // Floats from 2^23 to 2^24 are integers: the sum's last bits hold x, rounded, plus 127, which is
+  // the exponent's field of 2^x.
+  const Floats rounder = hn::Set(kFloatTag, 12582912.0f + 127);
+  const Floats rounded = hn::Add(x, rounder);
+  const Floats f = hn::Sub(x, hn::Sub(rounded, rounder));
   Floats p = hn::Set(kFloatTag, 1.53458022e-4f);
   p = hn::MulAdd(p, f, hn::Set(kFloatTag, 1.33999309e-3f));
   p = hn::MulAdd(p, f, hn::Set(kFloatTag, 9.61848907e-3f));
@@ -119,8 +120,9 @@ HWY_INLINE Floats exp2(Floats x) {
   p = hn::MulAdd(p, f, hn::Set(kFloatTag, 2.40226462e-1f));
   p = hn::MulAdd(p, f, hn::Set(kFloatTag, 6.93147182e-1f));
   p = hn::MulAdd(p, f, hn::Set(kFloatTag, 1.0f));
-  const auto exponent = hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(ints, whole), hn::Set(ints, 127)));
-  return hn::IfThenZeroElse(hn::Lt(x, lowest), hn::Mul(p, hn::BitCast(kFloatTag, exponent)));
+  const Floats scale = hn::BitCast(kFloatTag, hn::ShiftLeft<23>(hn::BitCast(ints, rounded)));
+  // What is far below gives anything in there.
+  return hn::IfThenZeroElse(hn::Lt(x, hn::Set(kFloatTag, -126.0f)), hn::Mul(p, scale));
 }
 
 }  // namespace HWY_NAMESPACE

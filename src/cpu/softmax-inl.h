@@ -143,15 +143,6 @@ inline void update_softmax(const TileProgress& progress, const ScoreShape& shape
   }
 }
 
-inline void rescale_out(const ScoreShape& shape, const Scratch& scratch, std::size_t stride,
-                        float* out) {
-  for (int r = 0; r < shape.num_rows; ++r, out += stride) {
-    if (scratch.rescale[r] == 1.0f) continue;
-    const Floats factor = hn::Set(kFloatTag, scratch.rescale[r]);
-    for (std::size_t d = 0; d < stride; d += kLanes) store(hn::Mul(load(out + d), factor), out + d);
-  }
-}
-
 inline void finish_state(const TileProgress& progress, const ScoreShape& shape,
                          SoftmaxState state) {
   for (int r = 0; r < shape.num_rows; ++r) {

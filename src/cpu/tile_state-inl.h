@@ -24,8 +24,8 @@ namespace HWY_NAMESPACE {
 inline constexpr float kLog2E = 1.44269504088896341f;
 
 // Tokens of one pass over scores, softmax and values: few enough that keys, values and scores stay
-// in the second-level cache. A multiple of what each step takes at a time: 6, 4, and for few rows
-// as many as a vector of scores covers (at most 4).
+// in the second-level cache. A multiple of what each step takes at a time, a divisor of 12, and for
+// few rows of as many as a vector of scores covers (at most 4).
 inline constexpr int kTileTokens = 96;
 inline constexpr int kTokenStep = 12;
 
@@ -37,6 +37,9 @@ alignas(64) inline constexpr std::byte kZeros[kMaxHeadDim * sizeof(float)] = {};
 inline std::size_t padded_dim(int dim) {
   return static_cast<std::size_t>(round_up(dim, kDimPadding));
 }
+// The distance of tokens that were unpacked: an odd number of cache lines, since those that a
+// column of them lies in would meet in a few sets of the cache otherwise.
+inline std::size_t unpacked_stride(int dim) { return padded_dim(dim) | kDimPadding; }
 
 // Scores lie token by token, `stride` query rows each. Few rows fill a part of a vector, which then
 // covers several tokens: row constants repeat with a period of `stride` lanes, `width` in all.
@@ -58,8 +61,8 @@ inline constexpr std::size_t kRowFloats = kMaxTileRows + 16;
 
 // A thread's working memory, cut from one block.
 struct Scratch {
-  float* keys;     // [tokens, dim]
-  float* values;   // [tokens, dim_v]
+  float* keys;     // [tokens, unpacked_stride(dim)]
+  float* values;   // [tokens, unpacked_stride(dim_v)]
   float* scores;   // [tokens, stride], then weights
   float* rescale;  // [width], as the two that follow
   float* first_visible;
@@ -75,8 +78,8 @@ struct Scratch {
       memory += count;
       return taken;
     };
-    keys = take(kTileTokens * padded_dim(shape.head_dim));
-    values = take(kTileTokens * padded_dim(shape.head_dim_v));
+    keys = take(kTileTokens * unpacked_stride(shape.head_dim));
+    values = take(kTileTokens * unpacked_stride(shape.head_dim_v));
     scores = take((kTileTokens + 1) * kRowFloats);  // one token more: rows are read in sixes
     rescale = take(kRowFloats);
     first_visible = take(kRowFloats);
@@ -90,7 +93,8 @@ struct Scratch {
   static std::size_t num_floats(const AttentionShape& shape, int max_tiles) {
     const std::size_t dim = padded_dim(shape.head_dim);
     const std::size_t shared =
-        kTileTokens * (dim + padded_dim(shape.head_dim_v)) + (kTileTokens + 6) * kRowFloats + dim;
+        kTileTokens * (unpacked_stride(shape.head_dim) + unpacked_stride(shape.head_dim_v)) +
+        (kTileTokens + 6) * kRowFloats + dim;
     return shared + std::max(kRowFloats * (dim + 2), max_tiles * (kFewRows * dim + 2 * kLanes));
   }
 };
@@ -132,12 +136,13 @@ inline void locate_tokens(const AttentionCall& call, const QueryTile& tile, std:
   const int page_size = call.keys.page_size;
   const PageId* page = call.plan.page_indices.data() + tile.row.page_begin + begin / page_size;
   std::int64_t slot = begin % page_size;
-  for (int t = 0; t < tokens.count; ++t) {
-    tokens.keys[t] = call.keys.slot(*page, slot, tile.kv_head);
-    tokens.values[t] = call.values.slot(*page, slot, tile.kv_head);
-    if (++slot == page_size) {
-      slot = 0;
-      ++page;
+  for (int t = 0; t < tokens.count; ++page, slot = 0) {
+    const std::byte* key = call.keys.slot(*page, slot, tile.kv_head);
+    const std::byte* value = call.values.slot(*page, slot, tile.kv_head);
+    const auto page_end = std::min<std::int64_t>(tokens.count, t + page_size - slot);
+    for (; t < page_end; ++t, key += call.keys.token_stride, value += call.values.token_stride) {
+      tokens.keys[t] = key;
+      tokens.values[t] = value;
     }
   }
   for (int t = tokens.count; t < kTileTokens; ++t) tokens.keys[t] = tokens.values[t] = kZeros;

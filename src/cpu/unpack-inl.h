@@ -56,18 +56,24 @@ void load_queries(const AttentionCall& call, const TileProgress& progress, const
   }
 }
 
-// Unpacks tokens to [padded_count, dim] floats; false where some are infinite or NaN.
+// Unpacks tokens to [count, unpacked_stride(dim)] floats; false where some are infinite or NaN.
 template <class T>
-bool load_tokens(const std::byte* const* tokens, const std::byte* const* next, int count,
-                 std::size_t dim, float* to) {
-  const std::size_t stride = padded_dim(static_cast<int>(dim));
+bool load_tokens(const std::byte* const* tokens, NextLines& next, int count, std::size_t dim,
+                 float* to) {
+  const std::size_t stride = unpacked_stride(static_cast<int>(dim));
+  const std::size_t padded = padded_dim(static_cast<int>(dim));
   Floats marks = hn::Zero(kFloatTag);  // x * 0 is NaN where x is not finite
+  const auto put = [&](Floats value, std::size_t d) HWY_ATTR {
+    store(value, to + d);
+    marks = hn::MulAdd(value, hn::Zero(kFloatTag), marks);
+  };
   for (int t = 0; t < count; ++t, to += stride) {
-    prefetch(next[t], dim * sizeof(T));
-    load_row(reinterpret_cast<const T*>(tokens[t]), dim, 1.0f, to);
-    for (std::size_t d = 0; d < stride; d += kLanes) {
-      marks = hn::MulAdd(load(to + d), hn::Zero(kFloatTag), marks);
-    }
+    const T* const from = reinterpret_cast<const T*>(tokens[t]);
+    for (std::size_t line = 0; line < dim * sizeof(T); line += kLineBytes) next.prefetch_one();
+    std::size_t d = 0;
+    for (; d + kLanes <= dim; d += kLanes) put(load(from + d), d);
+    if (d < dim) put(load_some(from + d, dim - d), d), d += kLanes;
+    for (; d < padded; d += kLanes) store(hn::Zero(kFloatTag), to + d);
   }
   return hn::AllTrue(kFloatTag, hn::Eq(marks, marks));
 }
