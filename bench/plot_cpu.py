@@ -1,12 +1,14 @@
-"""plot_cpu.py RESULTS.json PICTURE.png: what bench_cpu has measured as a plot: seqattn, ggml, and the ceiling.
+"""plot_cpu.py RESULTS.json PICTURE.png [--page PAGE]: what bench_cpu has measured as a plot: seqattn, ggml, and the ceiling.
 
-With --markdown the tables of docs/performance.md are printed as well.
+With --page its tables take the place of what stands between two markers in that file, docs/performance.md.
 """
 
 import argparse
 import json
+import re
 from pathlib import Path
 
+BEGIN, END = "<!-- cpu results: begin -->", "<!-- cpu results: end -->"
 COLOURS = {"seqattn": "#1f6feb", "ggml by head": "#f0883e", "ggml by token": "#ffd8b0"}
 CEILINGS = {"decode": [("read", "black"), ("gather", "#6e7781")], "prefill": [("fma", "black")]}
 
@@ -34,7 +36,8 @@ def plot(report: dict, path: Path) -> None:
         for threads in sorted({int(result["threads"]) for result in report["results"]})
         if any(group_of(r) == group and r["threads"] == threads for r in report["results"])
     ]
-    figure, axes = pyplot.subplots(len(panels), 1, figsize=(13, 3.6 * len(panels)), squeeze=False)
+    num_panels = len(panels) + bool(report["scaling"])
+    figure, axes = pyplot.subplots(num_panels, 1, figsize=(13, 3.6 * num_panels), squeeze=False)
     for axis, (group, threads) in zip(axes[:, 0], panels):
         results = [r for r in report["results"] if group_of(r) == group and r["threads"] == threads]
         names = [name for name in COLOURS if any(name in r["contenders"] for r in results)]
@@ -51,9 +54,39 @@ def plot(report: dict, path: Path) -> None:
         axis.set_ylabel(results[0]["unit"])
         axis.set_title(f"{group}, {threads} thread{'s' if threads > 1 else ''}", fontsize=10)
         axis.legend(fontsize=7)
+    if report["scaling"]:
+        plot_scaling(report["scaling"], axes[-1, 0])
     figure.suptitle(f"{report['machine']}; {report['kernel']}; commit {report['commit']}", fontsize=9)
     figure.tight_layout(rect=(0, 0, 1, 0.98))
     figure.savefig(path, dpi=110)
+
+
+def tokens_of(point: dict) -> float:
+    return point["batch"] * point["kv_len"]
+
+
+def plot_scaling(fits: list[dict], axis) -> None:
+    for fit in fits:
+        threads = f"{fit['threads']:.0f} thread{'s' if fit['threads'] > 1 else ''}"
+        label = f"against {fit['against']}, {threads}: {fit['fixed_us']:.0f} us + bytes / {fit['gb_s']:.1f} GB/s"
+        tokens = [tokens_of(point) for point in fit["points"]]
+        axis.loglog(tokens, [point["us"] for point in fit["points"]], "o-", markersize=3, label=label)
+    axis.set_xlabel("tokens that are read", fontsize=8)
+    axis.set_ylabel("us")
+    axis.set_title("decode against context and batch (32,8,128, f16, HND)", fontsize=10)
+    axis.legend(fontsize=7)
+
+
+def scaling_table(fits: list[dict]) -> list[str]:
+    lines = ["| against | threads | from | to | us | line of least squares, us | farthest from it |", "|" + "---|" * 7]
+    for fit in fits:
+        first, last = fit["points"][0], fit["points"][-1]
+        ends = [f"{point['batch']:.0f} x {point['kv_len']:,.0f} tokens" for point in (first, last)]
+        line = f"{fit['fixed_us']:.0f} + bytes / ({fit['gb_s']:.1f} GB/s)"
+        times = f"{first['us']:,.0f} to {last['us']:,.0f}"
+        cells = [fit["against"], f"{fit['threads']:.0f}", *ends, times, line, f"{100 * fit['largest_deviation']:.0f} %"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def goal_text(goal: dict) -> str:
@@ -87,6 +120,8 @@ def markdown(report: dict) -> str:
     for group in CEILINGS:
         if any(group_of(result) == group for result in report["results"]):
             lines += [f"#### {group.capitalize()}", "", *table(report, group), ""]
+    if report["scaling"]:
+        lines += ["#### Scaling", "", *scaling_table(report["scaling"]), ""]
     goals = [goal for result in report["results"] for goal in result["goals"]]
     lines.append(f"{sum(goal['met'] for goal in goals)} of {len(goals)} goals are met.")
     return "\n".join(lines)
@@ -96,14 +131,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="JSON of bench_cpu")
     parser.add_argument("picture", type=Path, help="the PNG to write")
-    parser.add_argument("--markdown", action="store_true", help="print tables too")
+    parser.add_argument("--page", type=Path, help="the page to put the tables in")
     arguments = parser.parse_args()
     report = json.loads(arguments.results.read_text())
-    if not report["results"]:
+    if not report["results"] and not report["scaling"]:
         parser.error(f"{arguments.results} has no results")
     plot(report, arguments.picture)
-    if arguments.markdown:
-        print(markdown(report))
+    if arguments.page:
+        pattern = re.compile(re.escape(BEGIN) + ".*" + re.escape(END), re.DOTALL)
+        block = f"{BEGIN}\n![seqattn, ggml and the ceilings]({arguments.picture.name})\n\n{markdown(report)}\n{END}"
+        arguments.page.write_text(pattern.sub(lambda _: block, arguments.page.read_text()))
 
 
 if __name__ == "__main__":

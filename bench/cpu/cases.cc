@@ -93,4 +93,20 @@ std::vector<CpuCase> all_cpu_cases() {
   return cases;
 }
 
+std::vector<CpuCase> context_cases() {
+  std::vector<CpuCase> cases;
+  for (std::int64_t kv_len = 1024; kv_len <= 131072; kv_len *= 2) {
+    cases.push_back(make(kModels[0], DType::kFloat16, KVLayout::kHND, 1, 1, kv_len));
+  }
+  return cases;
+}
+
+std::vector<CpuCase> batch_cases() {
+  std::vector<CpuCase> cases;
+  for (int batch = 1; batch <= 256; batch *= 2) {
+    cases.push_back(make(kModels[0], DType::kFloat16, KVLayout::kHND, batch, 1, 1024));
+  }
+  return cases;
+}
+
 }  // namespace seqattn::bench

@@ -30,4 +30,9 @@ inline constexpr int kPageSize = 16;
 
 std::vector<CpuCase> all_cpu_cases();
 
+// Decode of the large shape, float16, HND: one sequence of 1k to 128k tokens, then 1 to 256
+// sequences of 1k.
+std::vector<CpuCase> context_cases();
+std::vector<CpuCase> batch_cases();
+
 }  // namespace seqattn::bench

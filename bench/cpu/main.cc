@@ -1,14 +1,19 @@
 // Attention on a CPU beside its ceilings (reading the same memory, multiplying in registers) and
 // beside ggml. Every result is checked before it is timed, and a wrong one ends the run.
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
 #include <exception>
 #include <fstream>
+#include <map>
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "ggml_side.h"
 #include "run_case.h"
@@ -44,11 +49,33 @@ std::string kernel_name() {
   return std::string(BatchAttention(manager, {.num_qo_heads = 1}).kernel_name());
 }
 
+// One line on a terminal, which the next one overwrites.
+void show_progress(const std::string& name) {
+  if (isatty(STDERR_FILENO) != 0) std::fprintf(stderr, "\r\x1b[K%s\r", name.c_str());
+}
+
 struct Options {
   std::string only, json;
   std::vector<int> threads{1, 2};
   bool quick = false, list = false;
 };
+
+// A fit for each number of threads.
+std::vector<ScalingFit> measure_scaling(const std::string& name, const std::vector<CpuCase>& cases,
+                                        const Options& options, std::mt19937_64& random) {
+  const RunLimits limits{.max_rounds = 11, .seconds = options.quick ? 0.5 : 2, .with_peers = false};
+  std::map<int, std::vector<CpuResult>> points;
+  for (const CpuCase& spec : cases) {
+    if (options.quick && spec.batch * spec.kv_len > 16384) continue;
+    show_progress(spec.name());
+    for (CpuResult& result : run_cpu_case(spec, options.threads, limits, random)) {
+      points[result.num_threads].push_back(std::move(result));
+    }
+  }
+  std::vector<ScalingFit> fits;
+  for (auto& [num_threads, results] : points) fits.push_back(fit_scaling(name, std::move(results)));
+  return fits;
+}
 
 int run(const Options& options) {
   CpuReport report;
@@ -58,7 +85,7 @@ int run(const Options& options) {
   report.commit = commit != nullptr ? commit : "unknown";
   report.date = now();
   std::mt19937_64 random(20261128);
-  const RunLimits limits = options.quick ? RunLimits{5, 2} : RunLimits{};
+  const RunLimits limits = options.quick ? RunLimits{.max_rounds = 5, .seconds = 1} : RunLimits{};
   if (!options.list) report.print_head();
   for (const CpuCase& spec : all_cpu_cases()) {
     if (spec.name().find(options.only) == std::string::npos) continue;
@@ -67,10 +94,22 @@ int run(const Options& options) {
       std::printf("%s\n", spec.name().c_str());
       continue;
     }
-    std::fprintf(stderr, "%s\r", spec.name().c_str());
+    show_progress(spec.name());
     for (CpuResult& result : run_cpu_case(spec, options.threads, limits, random)) {
       print_result(result);
       report.results.push_back(std::move(result));
+    }
+  }
+  for (const auto& [name, cases] :
+       {std::pair("context", context_cases()), std::pair("batch", batch_cases())}) {
+    if (std::string("scaling/").append(name).find(options.only) == std::string::npos) continue;
+    if (options.list) {
+      std::printf("scaling/%s\n", name);
+      continue;
+    }
+    for (ScalingFit& fit : measure_scaling(name, cases, options, random)) {
+      print_scaling(fit);
+      report.scaling.push_back(std::move(fit));
     }
   }
   if (!options.json.empty()) report.write_json(options.json);

@@ -1,9 +1,11 @@
 #include "report.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <stdexcept>
+#include <utility>
 
 #include "../json.h"
 
@@ -103,6 +105,42 @@ void print_result(const CpuResult& result) {
   std::fflush(stdout);
 }
 
+ScalingFit fit_scaling(const std::string& name, std::vector<CpuResult> points) {
+  ScalingFit fit;
+  fit.name = name;
+  fit.num_threads = points.front().num_threads;
+  // Both sides divided by the time, so that every point counts alike.
+  double aa = 0, ab = 0, bb = 0, a1 = 0, b1 = 0;
+  for (const CpuResult& point : points) {
+    const double time = point.contenders.front().median();
+    const double a = 1 / time, b = point.work() / time;
+    aa += a * a, ab += a * b, bb += b * b, a1 += a, b1 += b;
+  }
+  const double determinant = aa * bb - ab * ab;
+  fit.fixed_seconds = (a1 * bb - b1 * ab) / determinant;
+  fit.rate = determinant / (b1 * aa - a1 * ab);
+  for (const CpuResult& point : points) {
+    const double line = fit.fixed_seconds + point.work() / fit.rate;
+    fit.largest_deviation =
+        std::max(fit.largest_deviation, std::abs(point.contenders.front().median() / line - 1));
+  }
+  fit.points = std::move(points);
+  return fit;
+}
+
+void print_scaling(const ScalingFit& fit) {
+  std::printf("\ndecode against %s, %d thread%s: %.1f us + bytes / %.1f GB/s, all within %.0f %%\n",
+              fit.name.c_str(), fit.num_threads, fit.num_threads == 1 ? "" : "s",
+              fit.fixed_seconds * 1e6, fit.rate / 1e9, 100 * fit.largest_deviation);
+  for (const CpuResult& point : fit.points) {
+    const double time = point.contenders.front().median();
+    std::printf("  %3d x %6lld tokens  %10.1f us  %6.1f GB/s  %5.2f of plain read\n",
+                point.spec.batch, static_cast<long long>(point.spec.kv_len), time * 1e6,
+                point.work() / time / 1e9, point.work() / time / point.rate("read"));
+  }
+  std::fflush(stdout);
+}
+
 void CpuReport::write_json(const std::string& path) const {
   JsonWriter json;
   json.open("", '{');
@@ -136,6 +174,27 @@ void CpuReport::write_json(const std::string& path) const {
       json.field("value", goal.value);
       json.field("limit", goal.limit);
       json.flag("met", goal.met());
+      json.close();
+    }
+    json.close();
+    json.close();
+  }
+  json.close();
+  json.open("scaling", '[');
+  for (const ScalingFit& fit : scaling) {
+    json.open("", '{');
+    json.field("against", fit.name);
+    json.field("threads", fit.num_threads);
+    json.field("fixed_us", fit.fixed_seconds * 1e6);
+    json.field("gb_s", fit.rate / 1e9);
+    json.field("largest_deviation", fit.largest_deviation);
+    json.open("points", '[');
+    for (const CpuResult& point : fit.points) {
+      json.open("", '{');
+      json.field("batch", point.spec.batch);
+      json.field("kv_len", static_cast<double>(point.spec.kv_len));
+      json.field("us", point.contenders.front().median() * 1e6);
+      json.field("read_gb_s", point.rate("read") / 1e9);
       json.close();
     }
     json.close();

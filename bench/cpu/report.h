@@ -45,9 +45,23 @@ struct CpuResult {
   std::vector<CpuGoal> goals() const;
 };
 
+// How decoding time grows with the keys and values that are read: the line of least squares of
+// relative errors, seconds = fixed + bytes / rate.
+struct ScalingFit {
+  std::string name;  // "context" or "batch"
+  int num_threads = 1;
+  double fixed_seconds = 0, rate = 0;
+  double largest_deviation = 0;  // of a time from the line, relative to the line
+  std::vector<CpuResult> points;
+};
+
+// REQUIRES two points at least, of one number of threads.
+ScalingFit fit_scaling(const std::string& name, std::vector<CpuResult> points);
+
 struct CpuReport {
   std::string machine, kernel, commit, date;
   std::vector<CpuResult> results;
+  std::vector<ScalingFit> scaling;
 
   void print_head() const;
   // Throws std::runtime_error where the file cannot be written.
@@ -55,5 +69,6 @@ struct CpuReport {
 };
 
 void print_result(const CpuResult& result);
+void print_scaling(const ScalingFit& fit);
 
 }  // namespace seqattn::bench

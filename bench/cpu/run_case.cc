@@ -67,7 +67,7 @@ std::vector<CpuResult> run_cpu_case(const CpuCase& spec, const std::vector<int>&
   const int layers = num_layers(spec);
   SeqattnSide own(spec, inputs, random);
   std::map<std::string, std::unique_ptr<GgmlSide>> peers;
-  if (has_ggml()) {
+  if (limits.with_peers && has_ggml()) {
     using Cache = GgmlSide::Cache;
     peers["ggml by token"] = std::make_unique<GgmlSide>(spec, inputs, Cache::kByToken);
     peers["ggml by head"] = std::make_unique<GgmlSide>(spec, inputs, Cache::kByHead);

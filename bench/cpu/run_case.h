@@ -9,7 +9,8 @@ namespace seqattn::bench {
 
 struct RunLimits {
   int max_rounds = 21;
-  double seconds = 8;  // of one case with one number of threads; three rounds at least
+  double seconds = 4;  // of one case with one number of threads; three rounds at least
+  bool with_peers = true;
 };
 
 // Checks seqattn and its peers against the oracle, then times them and the ceilings by turns, with
