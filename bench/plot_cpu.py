@@ -1,4 +1,4 @@
-"""plot_cpu.py RESULTS.json PICTURE.png [--page PAGE]: what bench_cpu has measured as a plot: seqattn, ggml, and the ceiling.
+"""plot_cpu.py RESULTS.json PICTURE.png [--page PAGE]: what bench_cpu has measured as a plot.
 
 With --page its tables take the place of what stands between two markers in that file, docs/performance.md.
 """

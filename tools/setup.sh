@@ -38,7 +38,7 @@ case ${1:-} in
   bench) add_bench ;;
   bench-cpu) add_bench_cpu ;;
   lint) add_lint ;;
-  ci) add_lint && packages+=(libclang-rt-14-dev) ;;
+  ci) add_lint && packages+=(libclang-rt-14-dev g++-aarch64-linux-gnu) ;;
   *) die "usage: tools/setup.sh build|demo|test|bench|bench-cpu|lint|ci" ;;
 esac
 

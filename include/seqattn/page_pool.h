@@ -21,9 +21,11 @@ class SEQATTN_EXPORT Reclaimer {
   virtual ~Reclaimer();
   // Either makes at least `num_pages` more pages free, by `unref` on the pool, and returns true; or
   // changes nothing and returns false. Called while a call prepares, when everything else about it
-  // has been validated, and before it takes pages: counts are then without the references that the
-  // call is about to give up, so that a page with the reclaimer's reference alone can be freed. It
-  // must neither call a descriptor of the same pool nor take pages.
+  // has been validated, and before it takes pages: counts are then without the references to pages
+  // that the call will copy, or that windows have left behind, so that one with the reclaimer's
+  // reference alone can be freed (and invariant 1 of the pool does not hold). Pages that `keep` and
+  // `commit_tree` give up count still: they are read from. It must neither call a descriptor of the
+  // same pool nor take pages.
   virtual bool reclaim(std::int64_t num_pages) = 0;
 };
 

@@ -96,7 +96,7 @@ class PagePool:
         """
         Has a callable asked for pages when the pool falls short, as a prefix cache can give some up; None removes it.
 
-        reclaimer(num_pages) either makes at least that many more pages free, by unref, and returns True; or changes nothing and returns False. The counts that it meets are without the references that the call is about to give up: a page with a count of 1 that the reclaimer holds becomes free by its unref. It may not call a descriptor of this pool, nor allocate: those raise Error. What it raises comes out of the call that fell short, which then has changed nothing.
+        reclaimer(num_pages) either makes at least that many more pages free, by unref, and returns True; or changes nothing and returns False. The counts that it meets are without the references to pages that the call will copy, or that windows have left behind, and check_invariants does not hold: a page with a count of 1 that the reclaimer holds becomes free by its unref. It may not call a descriptor of this pool, nor allocate: those raise Error. What it raises comes out of the call that fell short, which then has changed nothing.
         """
 
     def check_invariants(self) -> None:
@@ -183,7 +183,7 @@ class PagedKVCacheManager:
         """
         Has a callable asked for pages when the pool falls short, as a prefix cache can give some up; None removes it.
 
-        reclaimer(num_pages) either makes at least that many more pages free, by unref, and returns True; or changes nothing and returns False. The counts that it meets are without the references that the call is about to give up: a page with a count of 1 that the reclaimer holds becomes free by its unref. It may not call a descriptor of this pool, nor allocate: those raise Error. What it raises comes out of the call that fell short, which then has changed nothing.
+        reclaimer(num_pages) either makes at least that many more pages free, by unref, and returns True; or changes nothing and returns False. The counts that it meets are without the references to pages that the call will copy, or that windows have left behind, and check_invariants does not hold: a page with a count of 1 that the reclaimer holds becomes free by its unref. It may not call a descriptor of this pool, nor allocate: those raise Error. What it raises comes out of the call that fell short, which then has changed nothing.
         """
 
     def check_invariants(self) -> None:

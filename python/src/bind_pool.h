@@ -14,10 +14,8 @@ struct FreePages {
   PagePool* pool;
 };
 
-// What PagePool and PagedKVCacheManager have in common: the pool's attributes and methods.
 template <class T>
-void bind_pool_members(nb::class_<T>& cls) {
-  using namespace nb::literals;
+void bind_pool_attributes(nb::class_<T>& cls) {
   cls.def_prop_ro(
          "num_pages", [](const T& self) { return self.page_pool().num_pages(); },
          "Pages of the pool.")
@@ -39,18 +37,25 @@ void bind_pool_members(nb::class_<T>& cls) {
             return export_counts(self.page_pool().ref_counts(), nb::find(self));
           },
           nb::sig("def ref_count(self) -> numpy.typing.NDArray[numpy.int32]"),
-          "int32 [num_pages]: references of each page, 0 = free. A live, read-only view.")
-      .def(
-          "allocate",
-          [](const T& self, const Int& num_pages) {
-            const std::int64_t count = to_int64(num_pages, "num_pages");
-            reclaimer_of(self).require_idle();
-            return self.page_pool().allocate(count);
-          },
-          "num_pages"_a.none(),
-          nb::sig("def allocate(self, num_pages: typing.SupportsIndex) -> list[int]"),
-          "Takes pages from the front of the free list, each with a count of 1.\n\n"
-          "Raises InvalidArgumentError for a negative number, NoPageError when fewer are free.")
+          "int32 [num_pages]: references of each page, 0 = free. A live, read-only view.");
+}
+
+// What PagePool and PagedKVCacheManager have in common: the pool's attributes and methods.
+template <class T>
+void bind_pool_members(nb::class_<T>& cls) {
+  using namespace nb::literals;
+  bind_pool_attributes(cls);
+  cls.def(
+         "allocate",
+         [](const T& self, const Int& num_pages) {
+           const std::int64_t count = to_int64(num_pages, "num_pages");
+           reclaimer_of(self).require_idle();
+           return self.page_pool().allocate(count);
+         },
+         "num_pages"_a.none(),
+         nb::sig("def allocate(self, num_pages: typing.SupportsIndex) -> list[int]"),
+         "Takes pages from the front of the free list, each with a count of 1.\n\n"
+         "Raises InvalidArgumentError for a negative number, NoPageError when fewer are free.")
       .def(
           "ref",
           [](const T& self, const Ints& pages) {
@@ -91,10 +96,11 @@ void bind_pool_members(nb::class_<T>& cls) {
           "reclaimer(num_pages) either makes at least that many more pages free, by unref, and "
           "returns True; or changes nothing and returns False. The counts that it meets are "
           "without "
-          "the references that the call is about to give up: a page with a count of 1 that the "
-          "reclaimer holds becomes free by its unref. It may not call a descriptor of this pool, "
-          "nor allocate: those raise Error. What it raises comes out of the call that fell short, "
-          "which then has changed nothing.")
+          "the references to pages that the call will copy, or that windows have left behind, and "
+          "check_invariants does not hold: a page with a count of 1 that the reclaimer holds "
+          "becomes free by its unref. It may not call a descriptor of this pool, nor allocate: "
+          "those raise Error. What it raises comes out of the call that fell short, which then has "
+          "changed nothing.")
       .def(
           "check_invariants", [](const T& self) { self.page_pool().check_invariants(); },
           "Raises Error naming the first violated invariant.");

@@ -325,10 +325,13 @@ void bind_queries(nb::class_<Descriptor>& cls) {
           "seq_id"_a.none(),
           nb::sig("def details(self, seq_id: typing.SupportsIndex) -> "
                   "seqattn._types.SequenceDetails"),
-          "That and all else that is known of the sequence.")
-      .def(
-          "seq_ids", [](const Descriptor& self) { return self.sequences().seq_ids(); },
-          "The ids, in no particular order.")
+          "That and all else that is known of the sequence.");
+}
+
+void bind_views(nb::class_<Descriptor>& cls) {
+  cls.def(
+         "seq_ids", [](const Descriptor& self) { return self.sequences().seq_ids(); },
+         "The ids, in no particular order.")
       .def(
           "contains",
           [](const Descriptor& self, const Int& seq_id) {
@@ -429,6 +432,7 @@ void bind_descriptor(nb::module_& m) {
   bind_windows_and_trees(cls);
   bind_sharing(cls);
   bind_queries(cls);
+  bind_views(cls);
 }
 
 }  // namespace seqattn::python

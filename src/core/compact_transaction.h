@@ -35,7 +35,11 @@ class CompactTransaction {
   CompactTransaction(CacheDescriptor& descriptor, SequenceData& sequence) noexcept
       : descriptor_(descriptor), sequence_(sequence), pool_(*descriptor.pool_) {}
 
-  // Throws NoPageError, or what the backend throws, with nothing changed.
+  ~CompactTransaction() { pool_.rollback(); }  // which reads the lists below
+  CompactTransaction(const CompactTransaction&) = delete;
+  CompactTransaction& operator=(const CompactTransaction&) = delete;
+
+  // Throws NoPageError, or what the backend or a reclaimer throws, with nothing changed.
   void prepare(const KeptSlots& kept, Stream stream);
   // Puts the new page table in place; the other fields are the caller's.
   void commit() noexcept;

@@ -74,6 +74,7 @@ bool GrowTransaction::prepare(Stream stream) {
 
 void GrowTransaction::apply_turns() {
   needed_ = 0;
+  bool has_windows = false;
   for (std::size_t i = 0; i < seq_ids_.size(); ++i) {
     require(num_new_slots(i) >= 0, "seq_new_lens: got ", num_new_slots(i), " for sequence ",
             seq_ids_[i], "; expected at least 0");
@@ -82,8 +83,9 @@ void GrowTransaction::apply_turns() {
             ": has a pending tree of ", sequence.tree_parents.size(),
             " draft tokens; expected none before it grows: commit_tree, or truncate to its length, "
             "ends it");
+    has_windows |= sequence.window.window > 0;
   }
-  for (std::size_t i = 0; i < turns_.size(); ++i) {
+  for (std::size_t i = 0; has_windows && i < turns_.size(); ++i) {
     if (num_new_slots(i) > 0) give_back_dead_pages(turns_[i]);
   }
   available_ = pool_.available();

@@ -37,7 +37,24 @@ std::int64_t PrefixCache::Eviction::prepare_behind_shares(std::int64_t num_pages
       if (!in_front.node->is_evictable()) break;
     }
   }
+  if (num_planned >= num_pages) take_back_vain_shares();
   return num_planned;
+}
+
+// Another end may have led to enough: shares that then free nothing stay.
+void PrefixCache::Eviction::take_back_vain_shares() {
+  std::unordered_set<const PrefixNode*> going;
+  for (auto victim = victims_.rbegin(); victim != victims_.rend(); ++victim) {  // parents first
+    PrefixNode& node = *victim->node;
+    const bool was_whole = victim->goes_whole();
+    if (was_whole && !going.contains(node.parent)) {
+      const auto is_shared = [this](PageId page) { return !is_unshared(page); };
+      victim->num_pages -=
+          std::find_if_not(node.pages.begin(), node.pages.end(), is_shared) - node.pages.begin();
+      if (!victim->goes_whole()) undoom(node);
+    }
+    if (victim->num_pages > 0) going.insert(&node);
+  }
 }
 
 // Has the node's pages go from its end on as far as that frees up to `most`, and whole where only
@@ -99,6 +116,12 @@ void PrefixCache::Eviction::doom(PrefixNode& node) noexcept {
   state_.order.update(*node.parent);
 }
 
+void PrefixCache::Eviction::undoom(PrefixNode& node) noexcept {
+  if (node.parent->is_root()) return;
+  --node.parent->num_doomed;
+  state_.order.update(*node.parent);
+}
+
 void PrefixCache::Eviction::commit() noexcept {
   for (const Victim& victim : victims_) {
     PrefixNode& node = *victim.node;
@@ -122,11 +145,7 @@ void PrefixCache::Eviction::commit() noexcept {
 void PrefixCache::Eviction::rollback() noexcept {
   for (; !victims_.empty(); victims_.pop_back()) {
     const Victim& victim = victims_.back();
-    PrefixNode* const parent = victim.node->parent;
-    if (victim.goes_whole() && !parent->is_root()) {
-      --parent->num_doomed;
-      state_.order.update(*parent);
-    }
+    if (victim.goes_whole()) undoom(*victim.node);
     state_.order.update(*victim.node);
   }
   for (const EndInUse& end : in_use_) {

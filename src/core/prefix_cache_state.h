@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "event_ring.h"
@@ -87,7 +88,9 @@ class PrefixCache::Eviction {
   std::int64_t num_unshared_at_end(const PrefixNode& node, std::int64_t most) const;
   bool any_unshared_in_front(const PrefixNode& node);
   std::int64_t give_up_shares(EndInUse& end, std::int64_t most);
+  void take_back_vain_shares();
   void doom(PrefixNode& node) noexcept;  // it goes whole
+  void undoom(PrefixNode& node) noexcept;
   void rollback() noexcept;
 
   State& state_;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -194,6 +195,31 @@ TEST_F(FullPool, AnExceptionOfTheReclaimerChangesNothing) {
   EXPECT_THROW(descriptor_.try_allocate({3, 9}, {1, 4}), BackendError);
   EXPECT_THROW(pool_.allocate(3), BackendError);
   EXPECT_EQ(state_of(descriptor_), before);
+}
+
+// What compaction gives up is put back by then, from lists that are still there.
+TEST(FullPoolOfOneSequence, AnExceptionOfTheReclaimerChangesNothingInCompaction) {
+  for (const std::int64_t num_pages : {2, 4, 8, 64, 1000}) {
+    PagePool pool(num_pages, 2);
+    CacheDescriptor descriptor(pool);
+    descriptor.allocate({1}, {2 * num_pages - 3});
+    descriptor.allocate_tree(1, {-1, -1, 1});
+    pool.ref(descriptor.pages(1));
+    ThrowingReclaimer reclaimer;
+    pool.set_reclaimer(&reclaimer);
+    const auto before = state_of(descriptor);
+    EXPECT_THROW(descriptor.commit_tree(1, {1, 2}), BackendError);
+    EXPECT_EQ(state_of(descriptor), before);
+    descriptor.truncate(1, descriptor.length(1));
+    const auto cut = state_of(descriptor);
+    if (descriptor.length(1) < 3) continue;
+    std::vector<std::int64_t> kept(static_cast<std::size_t>(descriptor.length(1) - 1));
+    std::iota(kept.begin(), kept.end(), 1);
+    pool.allocate(pool.available_pages_count());
+    EXPECT_THROW(descriptor.keep(1, kept), BackendError);
+    EXPECT_EQ(state_of(descriptor).sequences, cut.sequences);
+    pool.check_invariants();
+  }
 }
 
 }  // namespace

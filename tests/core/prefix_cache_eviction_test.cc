@@ -271,6 +271,28 @@ TEST_F(PrefixCacheEviction, SharesGoOnlyWherePagesInFrontBecomeFree) {
   EXPECT_EQ(cached(b), 8);
 }
 
+// Three ends in use: before that of `a` there is a page of nobody's, but that of `b` is behind it
+// too, and that of `c` does.
+TEST_F(PrefixCacheEviction, SharesThatLeadToNothingAfterAllStay) {
+  const Tokens a = tokens(0, 4) + tokens(20, 4), c = tokens(60, 8),
+               b = tokens(0, 4) + tokens(40, 4);
+  for (const Tokens& list : {a, c, b}) store(list);
+  SeqId id = 1;
+  for (const Tokens& list : {a, c, b}) {
+    cache_.attach(sequences_, id, cache_.pin(list));
+    sequences_.set_window(id, {.window = 4});
+    sequences_.allocate({id++}, {1});
+  }
+  EXPECT_EQ(pool_.available_pages_count(), 0);
+  pool_.unref(pool_.allocate(1));
+  EXPECT_EQ(cached(a), 8);
+  EXPECT_EQ(cached(b), 8);
+  EXPECT_EQ(cached(c), 0);
+  EXPECT_EQ(cache_.evict(8), 0);
+  pool_.unref(pool_.allocate(2));
+  EXPECT_EQ(cached(a) + cached(b), 0);
+}
+
 TEST_F(PrefixCacheEviction, SharesThatLeadToTooLittleStay) {
   const Tokens a = tokens(0, 12);
   store(a);

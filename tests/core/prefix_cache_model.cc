@@ -109,7 +109,9 @@ std::int64_t PrefixCacheModel::evict(std::int64_t num_pages,
     ++num_evicted;
   }
   if (all_or_nothing) {
-    for (Prefix& end : in_use) {
+    std::map<Prefix, Entry> shared;
+    std::vector<Prefix> unshared;
+    for (const Prefix& end : in_use) {
       const auto is_unshared = [&](const Prefix& prefix) {
         return ref_counts[static_cast<std::size_t>(entries.at(prefix).page)] == 1;
       };
@@ -120,11 +122,22 @@ std::int64_t PrefixCacheModel::evict(std::int64_t num_pages,
           leads_to_unshared |= !is_pinned(front) && is_unshared(front);
         }
         if (!leads_to_unshared) break;
-        num_evicted += is_unshared(prefix) ? 1 : 0;
+        if (is_unshared(prefix)) {
+          ++num_evicted;
+          unshared.push_back(prefix);
+        } else {
+          shared.insert(*entries.find(prefix));
+        }
         entries.erase(entries.find(prefix));
       }
     }
     std::erase_if(in_use, [&](const Prefix& end) { return !entries.contains(end); });
+    // Those that led to nothing that went stay.
+    std::erase_if(shared, [&](const auto& entry) {
+      return std::any_of(unshared.begin(), unshared.end(),
+                         [&](const Prefix& front) { return begins_with(entry.first, front); });
+    });
+    entries.merge(shared);
   }
   if (all_or_nothing && num_evicted < num_pages) {
     entries = before;

@@ -68,6 +68,32 @@ def test_what_it_raises_passes_through_and_changes_nothing():
         descriptor.check_invariants()
 
 
+@pytest.mark.parametrize("num_pages", [4, 8, 64])
+def test_what_it_raises_in_compaction_changes_nothing(num_pages):
+    pool = PagePool(num_pages, 2)
+    descriptor = CacheDescriptor(pool)
+    descriptor.allocate([1], [num_pages])
+    descriptor.allocate_tree(1, [-1] * num_pages)
+    pool.ref(descriptor.pages(1))
+
+    def fail(num_pages):
+        raise ZeroDivisionError("of mine")
+
+    pool.set_reclaimer(fail)
+    for call in (
+        lambda: descriptor.commit_tree(1, [num_pages - 1]),
+        lambda: descriptor.keep(1, range(1, num_pages)),
+    ):
+        before = snapshot(descriptor)
+        with pytest.raises(ZeroDivisionError, match="of mine"):
+            call()
+        assert snapshot(descriptor) == before
+        pool.check_invariants()
+        pool.unref(descriptor.pages(1)[num_pages // 2 :])
+        descriptor.truncate(1, num_pages)
+        pool.allocate(pool.available_pages_count)
+
+
 def test_it_may_call_neither_a_descriptor_of_the_pool_nor_allocate():
     pool = PagePool(2, 4)
     descriptor = CacheDescriptor(pool)
