@@ -71,6 +71,45 @@ TEST_F(Sharing, TheForkOutlivesItsParent) {
   descriptor_.check_invariants();
 }
 
+// Sequence 1 has pages 0 1 2 and 10 tokens; each child is shorter than its parent.
+TEST_F(Sharing, ForksOfForksOutliveThemAndTheirPagesAreRecycled) {
+  descriptor_.fork(1, 2, 9);
+  descriptor_.fork(2, 3, 6);
+  descriptor_.fork(3, 4, 5);
+  descriptor_.release({1});
+  EXPECT_EQ(pool_.available_pages_count(), 5);
+  descriptor_.release({2});
+  EXPECT_EQ(pool_.available_pages_count(), 6);
+  descriptor_.allocate({5}, {24});  // all the others, page 2 among them
+  EXPECT_EQ(descriptor_.pages(5).back(), 2);
+  EXPECT_THAT(descriptor_.pages(4), ElementsAre(0, 1));
+  EXPECT_FALSE(descriptor_.try_allocate({4}, {1}));  // page 1 is shared, and none is left
+  descriptor_.release({3});
+  EXPECT_TRUE(descriptor_.allocate({4}, {3}).empty());
+  descriptor_.release({5});
+  descriptor_.fork(4, 6, 7);
+  EXPECT_THAT(descriptor_.allocate({6}, {1}), ElementsAre(PageCopy{1, 3}));
+  descriptor_.release({4, 6});
+  EXPECT_EQ(pool_.available_pages_count(), 8);
+  descriptor_.check_invariants();
+}
+
+// Child and parent share two full pages and part of a third.
+TEST_F(Sharing, TruncationIntoASharedPrefixLeavesItToTheOther) {
+  descriptor_.fork(1, 2);
+  descriptor_.truncate(1, 6);
+  EXPECT_THAT(pool_.ref_counts().first(3), ElementsAre(2, 2, 1));
+  EXPECT_THAT(descriptor_.allocate({1}, {1}), ElementsAre(PageCopy{1, 3}));
+  EXPECT_THAT(descriptor_.pages(1), ElementsAre(0, 3));
+  EXPECT_THAT(descriptor_.pages(2), ElementsAre(0, 1, 2));
+  EXPECT_TRUE(descriptor_.allocate({2}, {2}).empty());
+  descriptor_.truncate(2, 4);
+  EXPECT_TRUE(descriptor_.allocate({2}, {4}).empty());  // at the end of a page nothing is copied
+  EXPECT_THAT(descriptor_.pages(2), ElementsAre(0, 4));
+  EXPECT_EQ(descriptor_.length(1), 7);
+  descriptor_.check_invariants();
+}
+
 TEST_F(Sharing, ForkRefusesWhatIsNotThere) {
   EXPECT_EQ(refusal<UnknownSequenceError>([&] { descriptor_.fork(7, 2); }),
             "Sequence ID 7 not found in cache descriptor");

@@ -376,6 +376,12 @@ void DescriptorModel::attach(int descriptor, SeqId id, std::vector<PageId> pages
   tables[descriptor][id] = make_sequence(std::move(pages), num_tokens, windows[descriptor]);
 }
 
+void DescriptorModel::attach(int descriptor, SeqId id, Sequence data) {
+  require(!tables[descriptor].contains(id));
+  ref(data.pages);
+  tables[descriptor][id] = std::move(data);
+}
+
 void DescriptorModel::adopt(int descriptor, SeqId id, std::vector<PageId> pages,
                             std::int64_t num_tokens) {
   require(num_tokens >= 0 && num_pages_for(num_tokens) == static_cast<std::int64_t>(pages.size()));

@@ -56,6 +56,7 @@ class DescriptorModel {
   std::int64_t release(int descriptor, std::span<const SeqId> ids);
   void fork(int descriptor, SeqId parent, SeqId child, std::int64_t num_tokens);
   void attach(int descriptor, SeqId id, std::vector<PageId> pages, std::int64_t num_tokens);
+  void attach(int descriptor, SeqId id, Sequence data);
   void adopt(int descriptor, SeqId id, std::vector<PageId> pages, std::int64_t num_tokens);
   void truncate(int descriptor, SeqId id, std::int64_t num_tokens);
   void set_window(int descriptor, SeqId id, SlidingWindow window);

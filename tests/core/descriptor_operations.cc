@@ -77,6 +77,7 @@ class Operations {
   void clear();
   void fork();
   void attach_or_adopt(bool attach);
+  void attach_what_the_other_has();
   void truncate();
   void set_window();
   void allocate_tree();
@@ -203,7 +204,7 @@ void Operations::step() {
   if (kind >= 16) return (this->*kLess.at(static_cast<std::size_t>(kind - 16)))();
   if (kind < 8) return (this->*kOften.at(static_cast<std::size_t>(kind)))();
   if (kind < 9) return allocate();
-  if (kind < 10) return attach_or_adopt(true);
+  if (kind < 10) return source_.one_in(2) ? attach_or_adopt(true) : attach_what_the_other_has();
   if (kind < 11) return attach_or_adopt(false);
   if (kind < 12) return allocate_pages();
   if (kind < 13) return ref_or_unref(true);
@@ -258,6 +259,20 @@ void Operations::fork() {
   compare(
       "fork", [&] { descriptor().fork(parent, child, num_tokens); },
       [&](DescriptorModel& model) { model.fork(which_, parent, child, num_tokens); });
+}
+
+void Operations::attach_what_the_other_has() {
+  const SeqId id = any_id();
+  which_ = 1 - which_;
+  const SeqId other_id = known_id();
+  const CacheDescriptor& other = descriptor();
+  which_ = 1 - which_;
+  compare(
+      "attach of another descriptor's sequence",
+      [&] { descriptor().attach(id, other.sequence(other_id)); },
+      [&](DescriptorModel& model) {
+        model.attach(which_, id, model.sequence(1 - which_, other_id));
+      });
 }
 
 void Operations::attach_or_adopt(bool attach) {

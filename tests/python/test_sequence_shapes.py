@@ -122,6 +122,59 @@ def test_what_a_window_has_dropped_is_refused():
         make(window=-1)
 
 
+def forked(model):
+    """The rest is computed by a fork, beside a sequence that shares its pages."""
+    model.descriptor.fork(1, 2)
+    model.descriptor.release([1])
+    model.descriptor.fork(2, 1)
+
+
+@pytest.mark.parametrize("window", [{}, {"window": 6, "num_sink_tokens": 2}])
+def test_a_fork_of_a_fork_goes_on_alone(rng, window):
+    manager, descriptor = make(num_pages=12, **window)
+    model = Model(manager, descriptor, rng)
+    model.step(14)
+    model.step(3)
+    forked(model)
+    model.step(2)
+    descriptor.release([2])
+    descriptor.allocate([3], [16])  # recycles what became free
+    model.step(1)
+    model.step(4)
+
+
+def test_truncation_crosses_into_a_shared_prefix(rng):
+    manager, descriptor = make()
+    model = Model(manager, descriptor, rng)
+    model.step(14)
+    descriptor.fork(1, 2)
+    shared = manager.read_kv(descriptor.pages(2), 0, 14)
+    descriptor.truncate(1, 6)
+    model.keys, model.values = model.keys[:6], model.values[:6]
+    model.step(1)
+    model.step(9)
+    for before, after in zip(shared, manager.read_kv(descriptor.pages(2), 0, 14)):
+        np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize(
+    "parents", [[-1, 0, 1, 2, 3, 4], [-1] * 17, [-1, 0, 0, 1, 1, 2, 2, 3, 3]], ids=["chain", "wide", "binary"]
+)
+@pytest.mark.parametrize("window", [{}, {"window": 3, "num_sink_tokens": 2}], ids=["", "windowed"])
+def test_trees_of_every_shape_on_a_forked_sequence(rng, parents, window):
+    manager, descriptor = make(**window)
+    model = Model(manager, descriptor, rng)
+    model.step(9)
+    forked(model)
+    model.step(1, parents)
+    path = [len(parents) - 1]
+    while parents[path[0]] >= 0:
+        path.insert(0, parents[path[0]])
+    model.commit(path)
+    model.step(1)
+    assert descriptor.length(2) == 9
+
+
 @pytest.mark.parametrize("window", [{}, {"window": 3, "num_sink_tokens": 2}])
 def test_draft_tokens_see_their_path(rng, window):
     manager, descriptor = make(**window)
