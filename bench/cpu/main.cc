@@ -73,6 +73,7 @@ std::vector<ScalingFit> measure_scaling(const std::string& name, const std::vect
     }
   }
   std::vector<ScalingFit> fits;
+  fits.reserve(points.size());
   for (auto& [num_threads, results] : points) fits.push_back(fit_scaling(name, std::move(results)));
   return fits;
 }
