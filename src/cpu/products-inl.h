@@ -24,6 +24,10 @@ inline constexpr int kSums = 12;  // of 16
 #endif
 inline constexpr std::size_t kLineBytes = 64;
 
+// Tiles of tokens are padded to a multiple of this, of which every inner loop takes a divisor at a
+// time.
+inline constexpr int kTokenStep = 12;
+
 // What comes next, line by line: into the second-level cache, so that it does not push out what is
 // in use. Inner loops ask for a line at a time, at the pace at which they use them up: many at once
 // would wait for each other, and the arithmetic for them.
@@ -188,13 +192,20 @@ HWY_INLINE void store_lane_sums(Floats a, Floats b, Floats c, Floats d, float* t
 }
 #endif
 
+// How many tokens meet so many queries at once: a divisor of kTokenStep.
+constexpr int tokens_at_once(int num_queries) {
+  int most = kSums / num_queries < kTokenStep ? kSums / num_queries : kTokenStep;
+  while (kTokenStep % most != 0) --most;
+  return most;
+}
+
 // scores[t * stride + r] = token t . query r, for whole vectors of `dim` elements, so many queries
 // and as many tokens as registers hold the sums of; tokens are rounded up to that.
 template <int kQueries, class T>
 HWY_INLINE void dot_block(TokenRows<T>& keys, std::size_t num_tokens, const float* queries,
                           std::size_t dim_stride, std::size_t dim, bool prefetches, float* scores,
                           std::size_t stride) {
-  constexpr int kTokens = kSums / kQueries > 12 ? 12 : kSums / kQueries;
+  constexpr int kTokens = tokens_at_once(kQueries);
   for (std::size_t t = 0; t < num_tokens; t += kTokens) {
     Floats sums[kTokens][4];
     HWY_UNROLL(12)

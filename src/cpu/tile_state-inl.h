@@ -8,6 +8,7 @@
 
 #include "attention_tile.h"
 #include "hwy/highway.h"
+#include "products-inl.h"
 #include "simd_math-inl.h"
 
 #if defined(SEQATTN_CPU_TILE_STATE_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -24,10 +25,9 @@ namespace HWY_NAMESPACE {
 inline constexpr float kLog2E = 1.44269504088896341f;
 
 // Tokens of one pass over scores, softmax and values: few enough that keys, values and scores stay
-// in the second-level cache. A multiple of what each step takes at a time, a divisor of 12, and for
-// few rows of as many as a vector of scores covers (at most 4).
+// in the second-level cache. A multiple of kTokenStep, and for few rows of as many as a vector of
+// scores covers (at most 4).
 inline constexpr int kTileTokens = 96;
-inline constexpr int kTokenStep = 12;
 
 // How far ahead, in pairs of query tile and token tile, keys and values are prefetched.
 inline constexpr int kStepsAhead = 2;
