@@ -52,13 +52,13 @@ void declare(CLI::App& app, Arguments& arguments) {
   replay
       .add_option(
           "--policy", arguments.options.policy,
-          "Which prefixes go first: lru, those not used for longest; reuse, before these those "
-          "that no second request has found; none, no cache at all")
+          "Which prefixes go first: lru, those not used for longest; reuse, those that no second "
+          "request has found, then as lru; none, no cache at all")
       ->transform(CLI::CheckedTransformer(policies))
       ->default_str("lru");
   replay
       .add_option("--concurrency", arguments.options.concurrency, "Requests that run side by side")
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 31))
+      ->check(CLI::Range(std::int64_t{1}, (std::int64_t{1} << 31) - 1))
       ->capture_default_str();
   replay.add_flag("--cache-output", arguments.options.cache_output,
                   "Give generated tokens to the cache as well");
