@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cstdio>
+#include <fstream>
+#include <stdexcept>
 #include <string>
 
 namespace seqattn::bench {
@@ -33,7 +35,12 @@ class JsonWriter {
     begin(key);
     text_ += value ? "true" : "false";
   }
-  std::string text() const { return text_ + "\n"; }
+  // Throws std::runtime_error where the file cannot be written.
+  void save(const std::string& path) const {
+    std::ofstream file(path);
+    file << text_ << '\n';
+    if (!file.flush()) throw std::runtime_error("cannot write " + path);
+  }
 
  private:
   // The comma and the key; inside [ ] keys are empty.

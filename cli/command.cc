@@ -126,8 +126,7 @@ int run_command(std::vector<std::string> arguments, std::ostream& out, std::ostr
     replay_trace(parsed, out, err, is_terminal);
   } catch (const std::bad_alloc&) {
     err << "seqattn: out of memory; --pages bounds the pool, which without it has pages for the "
-           "whole "
-           "trace\n";
+           "whole trace\n";
     return 1;
   } catch (const std::exception& error) {
     err << "seqattn: " << error.what() << '\n';

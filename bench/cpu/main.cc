@@ -5,7 +5,6 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <cstdlib>
-#include <ctime>
 #include <exception>
 #include <fstream>
 #include <map>
@@ -15,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "../utc_now.h"
 #include "ggml_side.h"
 #include "run_case.h"
 #include "seqattn/seqattn.h"
@@ -35,13 +35,6 @@ std::string machine_name() {
   }
   return name + " (family " + family + ", model " + model + "), " +
          std::to_string(std::thread::hardware_concurrency()) + " processors";
-}
-
-std::string now() {
-  const std::time_t time = std::time(nullptr);
-  char text[32];
-  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&time));
-  return text;
 }
 
 std::string kernel_name() {
@@ -84,7 +77,7 @@ int run(const Options& options) {
   report.kernel = kernel_name() + (has_ggml() ? ", beside ggml" : ", no ggml in this build");
   const char* const commit = std::getenv("SEQATTN_COMMIT");
   report.commit = commit != nullptr ? commit : "unknown";
-  report.date = now();
+  report.date = utc_now();
   std::mt19937_64 random(20261128);
   const RunLimits limits = options.quick ? RunLimits{.max_rounds = 5, .seconds = 1} : RunLimits{};
   if (!options.list) report.print_head();

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
-#include <stdexcept>
 #include <utility>
 
 #include "../json.h"
@@ -39,8 +37,8 @@ double CpuResult::best_peer() const {
   return std::min(median("ggml by token"), median("ggml by head"));
 }
 
-std::vector<CpuGoal> CpuResult::goals() const {
-  std::vector<CpuGoal> goals;
+std::vector<Goal> CpuResult::goals() const {
+  std::vector<Goal> goals;
   const double own = contenders.front().median();
   const auto share = [&](const char* text, const char* ceiling, double one, double two) {
     if (rate(ceiling) == 0) return;
@@ -98,7 +96,7 @@ void print_result(const CpuResult& result) {
   column(result.median("ggml by token") * 1e6, 11, " %*.1f");
   column(result.median("ggml by head") * 1e6, 11, " %*.1f");
   column(result.best_peer() / result.contenders.front().median(), 6, " %*.2f");
-  for (const CpuGoal& goal : result.goals()) {
+  for (const Goal& goal : result.goals()) {
     std::printf("  %s: %.2f, %s", goal.text.c_str(), goal.value, goal.met() ? "met" : "MISSED");
   }
   std::printf("\n");
@@ -167,16 +165,7 @@ void CpuReport::write_json(const std::string& path) const {
       json.close();
     }
     json.close();
-    json.open("goals", '[');
-    for (const CpuGoal& goal : result.goals()) {
-      json.open("", '{');
-      json.field("text", goal.text);
-      json.field("value", goal.value);
-      json.field("limit", goal.limit);
-      json.flag("met", goal.met());
-      json.close();
-    }
-    json.close();
+    write_goals(json, result.goals());
     json.close();
   }
   json.close();
@@ -202,9 +191,7 @@ void CpuReport::write_json(const std::string& path) const {
   }
   json.close();
   json.close();
-  std::ofstream file(path);
-  file << json.text();
-  if (!file.flush()) throw std::runtime_error("cannot write " + path);
+  json.save(path);
 }
 
 }  // namespace seqattn::bench

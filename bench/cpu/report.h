@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "../goal.h"
 #include "cases.h"
 
 // Results, as a table for people and as JSON for plot_cpu.py.
@@ -20,13 +21,6 @@ struct Samples {
   double rate() const { return work / median(); }
 };
 
-struct CpuGoal {
-  std::string text;  // ">= 68 % of read"
-  double value = 0;
-  double limit = 0;
-  bool met() const { return value >= limit; }
-};
-
 // One case with so many threads.
 struct CpuResult {
   CpuCase spec;
@@ -42,7 +36,7 @@ struct CpuResult {
   double work() const { return spec.is_decode() ? spec.kv_bytes() : spec.flops(); }
   double best_peer() const;  // the shorter median of ggml's two caches; 0 without ggml
   // What this shape is meant to reach on a Zen4-class machine.
-  std::vector<CpuGoal> goals() const;
+  std::vector<Goal> goals() const;
 };
 
 // How decoding time grows with the keys and values that are read: the line of least squares of

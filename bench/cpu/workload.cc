@@ -3,11 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <cstring>
 #include <new>
 
+#include "element.h"
 #include "reference_attention.h"
-#include "seqattn/half.h"
 
 namespace seqattn::bench {
 namespace {
@@ -19,33 +18,13 @@ std::size_t layer_bytes(const CpuCase& spec) {
   return static_cast<std::size_t>(spec.kv_bytes()) / 2;  // keys, or values
 }
 
-void put(DType dtype, float value, std::byte* to) {
-  if (dtype == DType::kFloat32) {
-    std::memcpy(to, &value, sizeof value);
-    return;
-  }
-  const std::uint16_t bits = dtype == DType::kFloat16 ? to_float16(value) : to_bfloat16(value);
-  std::memcpy(to, &bits, sizeof bits);
-}
-
-double get(DType dtype, const std::byte* from) {
-  if (dtype == DType::kFloat32) {
-    float value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
-  }
-  std::uint16_t bits;
-  std::memcpy(&bits, from, sizeof bits);
-  return dtype == DType::kFloat16 ? from_float16(bits) : from_bfloat16(bits);
-}
-
 // Normally distributed, drawn from a table: real draws would take longer than the benchmark.
 void fill(DType dtype, const std::vector<float>& table, std::mt19937_64& random, Bytes& bytes) {
   const auto size = static_cast<std::size_t>(size_of(dtype));
   std::uint64_t bits = 0;
   for (std::size_t i = 0; i < bytes.size() / size; ++i) {
     if (i % 4 == 0) bits = random();
-    put(dtype, table[bits & 0xffff], bytes.data() + i * size);
+    ref::encode(dtype, table[bits & 0xffff], bytes.data() + i * size);
     bits >>= 16;
   }
 }
@@ -68,7 +47,7 @@ std::vector<double> doubles(DType dtype, const Bytes& bytes, std::int64_t first,
   std::vector<double> result(static_cast<std::size_t>(count));
   const std::int64_t size = size_of(dtype);
   for (std::int64_t i = 0; i < count; ++i) {
-    result[static_cast<std::size_t>(i)] = get(dtype, bytes.data() + (first + i) * size);
+    result[static_cast<std::size_t>(i)] = ref::decode(dtype, bytes.data() + (first + i) * size);
   }
   return result;
 }

@@ -3,11 +3,11 @@
 // never reported.
 #include <cstdio>
 #include <cstdlib>
-#include <ctime>
 #include <exception>
 #include <stdexcept>
 #include <string>
 
+#include "../utc_now.h"
 #include "cases.h"
 #include "device.h"
 #include "host_costs.h"
@@ -88,13 +88,6 @@ std::string commit_of(const Options& options) {
   return text.empty() ? "unknown" : text;
 }
 
-std::string now() {
-  const std::time_t time = std::time(nullptr);
-  char text[32];
-  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&time));
-  return text;
-}
-
 int run(const Options& options) {
   const auto wanted = [&](const std::string& name) {
     return options.only.empty() || name.find(options.only) != std::string::npos;
@@ -111,7 +104,7 @@ int run(const Options& options) {
       first_line_of("nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null");
   if (!driver.empty()) report.device.driver = driver;
   report.commit = commit_of(options);
-  report.date = now();
+  report.date = utc_now();
   const bool with_flashinfer = report.device.is_hopper;
   if (!with_flashinfer) {
     std::fprintf(stderr, "FlashInfer is compiled for Hopper only, and left out on this device\n");

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <fstream>
-#include <stdexcept>
 
 #include "../json.h"
 
@@ -61,20 +59,6 @@ void write_timing(JsonWriter& json, const std::string& key, const Timing& timing
   json.field("median_us", timing.median_us);
   json.field("low_us", timing.low_us);
   json.field("high_us", timing.high_us);
-  json.close();
-}
-
-void write_goals(JsonWriter& json, const std::vector<Goal>& goals) {
-  json.open("goals", '[');
-  for (const Goal& goal : goals) {
-    json.open("", '{');
-    json.field("text", goal.text);
-    json.field("value", goal.value);
-    json.field("limit", goal.limit);
-    json.flag("at_least", goal.at_least);
-    json.flag("met", goal.met());
-    json.close();
-  }
   json.close();
 }
 
@@ -171,9 +155,7 @@ void Report::write_json(const std::string& path) const {
   }
   json.close();
   json.close();
-  std::ofstream file(path);
-  file << json.text();
-  if (!file.flush()) throw std::runtime_error("cannot write " + path);
+  json.save(path);
 }
 
 }  // namespace seqattn::bench

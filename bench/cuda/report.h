@@ -4,19 +4,12 @@
 #include <string>
 #include <vector>
 
+#include "../goal.h"
 #include "device.h"
 #include "measure.h"
 
 // Results, as a table for people and as JSON for bench/plot_results.py.
 namespace seqattn::bench {
-
-struct Goal {
-  std::string text;  // ">= 97 % of FlashInfer"
-  double value = 0;
-  double limit = 0;
-  bool at_least = true;
-  bool met() const { return at_least ? value >= limit : value <= limit; }
-};
 
 // One case of one group. Its work is bytes (then rates are GB/s, and the ceiling is memory's) or
 // floating-point operations (TFLOP/s).

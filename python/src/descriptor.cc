@@ -9,6 +9,7 @@
 #include "classes.h"
 #include "collector.h"
 #include "initial_sequences.h"
+#include "plain_types.h"
 #include "sequence_details.h"
 
 namespace seqattn::python {
@@ -16,18 +17,12 @@ namespace {
 
 using namespace nb::literals;
 
-nb::object type_of(const char* name) { return nb::module_::import_("seqattn._types").attr(name); }
-
 std::vector<SeqId> to_seq_ids(nb::handle ids) { return to_ints<SeqId>(ids, "seq_ids"); }
 SeqId to_seq_id(nb::handle id) { return to_int64(id, "seq_id"); }
 
 SlidingWindow to_window(nb::handle window, nb::handle num_sink_tokens) {
   return {.window = to_int64(window, "window"),
           .num_sink_tokens = to_int64(num_sink_tokens, "num_sink_tokens")};
-}
-
-nb::object from_window(const SlidingWindow& window) {
-  return type_of("SlidingWindow")(window.window, window.num_sink_tokens);
 }
 
 void init(Descriptor* self, nb::object cache_manager, const nb::object& sequences,

@@ -9,6 +9,7 @@
 #include "arguments.h"
 #include "classes.h"
 #include "collector.h"
+#include "plain_types.h"
 
 namespace seqattn::python {
 namespace {
@@ -16,8 +17,6 @@ namespace {
 using namespace nb::literals;
 using std::chrono::nanoseconds;
 using std::chrono::steady_clock;
-
-nb::object type_of(const char* name) { return nb::module_::import_("seqattn._types").attr(name); }
 
 // Seconds as the library counts them; more than it can count are for ever.
 nanoseconds to_nanoseconds(nb::handle seconds, const char* name) {

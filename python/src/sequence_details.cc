@@ -2,23 +2,18 @@
 
 #include <nanobind/stl/vector.h>
 
+#include "plain_types.h"
+
 namespace seqattn::python {
-namespace {
-
-nb::object types() { return nb::module_::import_("seqattn._types"); }
-
-}  // namespace
 
 nb::object from_sequence_data(const SequenceData& data) {
-  const nb::object window =
-      types().attr("SlidingWindow")(data.window.window, data.window.num_sink_tokens);
-  return types().attr("SequenceDetails")(data.kv_page_indices, data.last_page_len, data.length,
-                                         window, data.dropped_to, data.num_dropped,
-                                         data.num_in_front, data.compacted_to, data.tree_parents);
+  return type_of("SequenceDetails")(data.kv_page_indices, data.last_page_len, data.length,
+                                    from_window(data.window), data.dropped_to, data.num_dropped,
+                                    data.num_in_front, data.compacted_to, data.tree_parents);
 }
 
 SequenceData to_sequence_data(nb::handle details) {
-  if (!nb::isinstance(details, types().attr("SequenceDetails"))) {
+  if (!nb::isinstance(details, type_of("SequenceDetails"))) {
     throw_type_error(
         concat("details: got ", class_name(details), "; expected a seqattn.SequenceDetails"));
   }

@@ -7,6 +7,7 @@
 
 #include "arguments.h"
 #include "classes.h"
+#include "plain_types.h"
 
 namespace seqattn::python {
 namespace {
@@ -81,12 +82,10 @@ class BytesSink final : public ByteSink {
 };
 
 nb::object from_info(const SequenceStateInfo& info) {
-  const nb::module_ types = nb::module_::import_("seqattn._types");
-  return types.attr("SequenceStateInfo")(
-      info.length, info.num_kv_tokens,
-      types.attr("SlidingWindow")(info.window.window, info.window.num_sink_tokens), info.dropped_to,
-      info.num_dropped, info.num_in_front, info.compacted_to, info.num_layers, info.num_heads,
-      info.head_dim, info.head_dim_v, std::string(to_string(info.dtype)).c_str(), info.num_bytes);
+  return type_of("SequenceStateInfo")(
+      info.length, info.num_kv_tokens, from_window(info.window), info.dropped_to, info.num_dropped,
+      info.num_in_front, info.compacted_to, info.num_layers, info.num_heads, info.head_dim,
+      info.head_dim_v, std::string(to_string(info.dtype)).c_str(), info.num_bytes);
 }
 
 nb::bytes save(const Any& descriptor, const Int& seq_id) {

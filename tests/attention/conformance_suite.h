@@ -11,20 +11,30 @@
 
 namespace seqattn::testing {
 
-// A group of cases, each run on each device:
-//   class Shapes : public ConformanceSuite {};
-//   TEST_P(Shapes, AgreeWithTheOracle) { check_case(attention_case(), device(), random); }
-//   SEQATTN_INSTANTIATE_CASES(Shapes, some_cases());
-class ConformanceSuite : public ::testing::TestWithParam<std::tuple<Device, AttentionCase>> {
+inline Device device_of(Device device) { return device; }
+inline Device device_of(const std::tuple<Device, AttentionCase>& param) {
+  return std::get<0>(param);
+}
+
+// Tests for each device, skipped before any of them runs where the device is not.
+template <class Param>
+class DeviceTest : public ::testing::TestWithParam<Param> {
  protected:
-  // Where the device is not, a test is skipped before any of it runs.
   void SetUp() final {
     if (!is_here(device())) GTEST_SKIP() << test_name(device()) << " is not here";
     prepare();
   }
   // What a suite sets up, on a device that is here.
   virtual void prepare() {}
-  Device device() const { return std::get<0>(GetParam()); }
+  Device device() const { return device_of(this->GetParam()); }
+};
+
+// A group of cases, each run on each device:
+//   class Shapes : public ConformanceSuite {};
+//   TEST_P(Shapes, AgreeWithTheOracle) { check_case(attention_case(), device(), random); }
+//   SEQATTN_INSTANTIATE_CASES(Shapes, some_cases());
+class ConformanceSuite : public DeviceTest<std::tuple<Device, AttentionCase>> {
+ protected:
   AttentionCase attention_case() const { return device_case(std::get<1>(GetParam()), device()); }
   std::mt19937_64 random = random_source(2000);
 };
@@ -35,14 +45,8 @@ inline std::string conformance_name(
 }
 
 // Tests of behaviour, once for each device.
-class DeviceSuite : public ::testing::TestWithParam<Device> {
+class DeviceSuite : public DeviceTest<Device> {
  protected:
-  void SetUp() final {
-    if (!is_here(device())) GTEST_SKIP() << test_name(device()) << " is not here";
-    prepare();
-  }
-  virtual void prepare() {}
-  Device device() const { return GetParam(); }
   std::mt19937_64 random = random_source(2001);
 };
 

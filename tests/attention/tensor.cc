@@ -5,8 +5,6 @@
 #include <limits>
 #include <utility>
 
-#include "seqattn/half.h"
-
 namespace seqattn::testing {
 namespace {
 
@@ -26,28 +24,6 @@ double rounded(DType dtype, double value) {
   std::byte element[sizeof(float)];
   encode(dtype, value, element);
   return decode(dtype, element);
-}
-
-void encode(DType dtype, double value, std::byte* to) {
-  const auto as_float = static_cast<float>(value);
-  if (dtype == DType::kFloat32) {
-    std::memcpy(to, &as_float, sizeof as_float);
-  } else {
-    const std::uint16_t bits =
-        dtype == DType::kFloat16 ? to_float16(as_float) : to_bfloat16(as_float);
-    std::memcpy(to, &bits, sizeof bits);
-  }
-}
-
-double decode(DType dtype, const std::byte* from) {
-  if (dtype == DType::kFloat32) {
-    float value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
-  }
-  std::uint16_t bits;
-  std::memcpy(&bits, from, sizeof bits);
-  return dtype == DType::kFloat16 ? from_float16(bits) : from_bfloat16(bits);
 }
 
 Tensor::Tensor(Device device, DType dtype, std::vector<std::int64_t> shape, const Layout& layout)

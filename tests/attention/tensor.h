@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "devices.h"
+#include "element.h"
 #include "seqattn/tensor_view.h"
 #include "seqattn/types.h"
 
@@ -14,9 +15,8 @@ namespace seqattn::testing {
 // `value` as an element of that type holds it.
 double rounded(DType dtype, double value);
 
-// Elements one by one, between doubles and the bytes of a type.
-void encode(DType dtype, double value, std::byte* to);
-double decode(DType dtype, const std::byte* from);
+using ref::decode;
+using ref::encode;
 
 // How the elements of a tensor lie in memory: strides in elements, from an offset on.
 struct Layout {
