@@ -5,18 +5,19 @@ from typing import NamedTuple
 
 import numpy as np
 from sequence_model import rows_behind
-from support import make_manager, snapshot
+from support import snapshot, to_numpy
 
 import seqattn
 
-LAYERS, HEADS, DIM = 2, 2, 2
+LAYERS, HEADS, DIM = 2, 2, 8
 POOL_TOKENS = 50
 
 
 def keys_and_values(rows):
-    """[layer, keys or values, token, head, element]: numbers that belong to one place only."""
-    places = np.arange(LAYERS * 2 * HEADS * DIM, dtype=np.float32).reshape(LAYERS, 2, 1, HEADS, DIM)
-    return np.array(rows, np.float32)[:, None, None] * places.size + places
+    """[layer, keys or values, token, head, element]: the digits of numbers that belong to one place only."""
+    places = np.arange(LAYERS * 2 * HEADS * DIM).reshape(LAYERS, 2, 1, HEADS, DIM)
+    numbers = np.array(rows, np.int64)[:, None, None] * places.size + places
+    return (numbers // 256 ** (np.arange(DIM) % 4) % 256).astype(np.float32)  # exact in every type
 
 
 class CachedPage(NamedTuple):
@@ -27,10 +28,11 @@ class CachedPage(NamedTuple):
 class CheckedEngine:
     """A manager, its sequences and its prefix cache, beside what they are meant to hold; counts what has happened."""
 
-    def __init__(self, counts, page_size, kv_layout):
-        self.counts, self.page_size = counts, page_size
-        num_pages = POOL_TOKENS // page_size
-        self.manager = make_manager(num_pages, page_size, HEADS, DIM, num_layers=LAYERS, kv_layout=kv_layout)
+    def __init__(self, counts, place, page_size, kv_layout):
+        self.counts, self.place, self.page_size = counts, place, page_size
+        self.manager = place.manager(
+            POOL_TOKENS // page_size, page_size, HEADS, DIM, num_layers=LAYERS, kv_layout=kv_layout
+        )
         self.descriptor = seqattn.CacheDescriptor(self.manager)
         self.cache = seqattn.PrefixCache(self.manager, event_capacity=1024)
         self.sequences = {}  # id -> SequenceModel
@@ -72,9 +74,10 @@ class CheckedEngine:
             rows += held[len(held) - count :]
         packed, indptr = self.descriptor.pack_for_flashinfer(num_new), [0, *accumulate(num_new.values())]
         for layer, (keys, values) in enumerate(keys_and_values(rows)):
-            self.manager.append_kv(keys, values, packed, indptr, layer)
+            self.manager.append_kv(self.place.array(keys), self.place.array(values), packed, indptr, layer)
 
     def check(self):
+        stored = self.read_all()
         self.descriptor.check_invariants()
         self.cache.check_invariants()
         self.follow_events()
@@ -82,7 +85,7 @@ class CheckedEngine:
         assert set(self.descriptor) == set(self.sequences)
         for seq_id, model in self.sequences.items():
             pages = self.descriptor.pages(seq_id)
-            self.check_rows(pages, model.rows())
+            self.check_rows(stored, pages, model.rows())
             assert self.descriptor.length(seq_id) == model.length
             assert self.descriptor.num_kv_tokens(seq_id) == len(model.rows())
             assert self.descriptor.kept_from(seq_id) == model.kept_from()
@@ -90,16 +93,23 @@ class CheckedEngine:
             for page in pages:
                 references[page] += 1
         for page, rows in self.cached.values():
-            self.check_rows([page], rows)
+            self.check_rows(stored, [page], rows)
             references[page] += 1
         for handle, rows in self.handles:
-            self.check_rows(handle.pages, rows)
+            self.check_rows(stored, handle.pages, rows)
         assert self.manager.ref_count.tolist() == references
 
-    def check_rows(self, pages, rows):
+    def read_all(self):
+        """[layer, keys or values, page, slot, head, element], read in one go for the sake of devices."""
+        count = self.manager.num_pages * self.page_size
+        parts = [self.manager.read_kv(range(self.manager.num_pages), 0, count, layer) for layer in range(LAYERS)]
+        shape = (LAYERS, 2, -1, self.page_size, HEADS, DIM)
+        return np.array([[to_numpy(part) for part in layer] for layer in parts]).reshape(shape)
+
+    def check_rows(self, stored, pages, rows):
         """That these pages hold these rows."""
         assert len(pages) == -(-len(rows) // self.page_size)
-        found = [self.manager.read_kv(pages, 0, len(rows), layer) for layer in range(LAYERS)]
+        found = stored[:, :, pages].reshape(LAYERS, 2, -1, HEADS, DIM)[:, :, : len(rows)]
         assert np.array_equal(found, keys_and_values(rows))
 
     def follow_events(self):

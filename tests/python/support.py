@@ -59,9 +59,9 @@ def main_thread_runs_during(call) -> bool:
 
 
 def to_numpy(array) -> np.ndarray:
-    """A float64 copy of an array of any framework."""
+    """A float64 copy on the host of an array of any framework and device."""
     if isinstance(array, torch.Tensor):
-        return array.to(torch.float64).numpy().copy()
+        return array.detach().cpu().to(torch.float64).numpy().copy()
     return np.asarray(array).astype(np.float64)
 
 

@@ -4,7 +4,6 @@ import copy
 import pickle
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 import seqattn
@@ -15,77 +14,6 @@ HEADS, DIM = 2, 16
 def make(num_pages=64, page_size=4, **keywords):
     manager = seqattn.PagedKVCacheManager(num_pages, page_size, HEADS, DIM, "float32", "cpu")
     return manager, seqattn.CacheDescriptor(manager, **keywords)
-
-
-def attend(q, keys, values):
-    """One query [heads, dim] over keys and values [tokens, heads, dim]."""
-    logits = np.einsum("hd,thd->ht", q.astype(np.float64), keys) / np.sqrt(DIM)
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    out = np.einsum("ht,thd->hd", weights / weights.sum(axis=1, keepdims=True), values)
-    return out, np.log(weights.sum(axis=1)) + logits.max(axis=1)
-
-
-class Model:
-    """A sequence beside all tokens that it has ever had."""
-
-    def __init__(self, manager, descriptor, rng):
-        self.descriptor, self.rng = descriptor, rng
-        self.attention = seqattn.BatchAttention(manager, HEADS)
-        self.keys = np.zeros((0, HEADS, DIM))
-        self.values = np.zeros((0, HEADS, DIM))
-
-    def step(self, num_tokens, parents=()):
-        """Grows, attends, and compares each new token with what it ought to see."""
-        if parents:
-            self.descriptor.allocate_tree(1, parents, num_tokens=num_tokens)
-        else:
-            self.descriptor.allocate([1], [num_tokens])
-        total = num_tokens + len(parents)
-        k, v, q = self.rng.standard_normal((3, total, HEADS, DIM)).astype(np.float32)
-        self.attention.plan(self.descriptor.pack_for_flashinfer([1]), [0, total])
-        self.attention.append_kv(k, v)
-        out, lse = self.attention.run(q, return_lse=True)
-        self.keys = np.concatenate([self.keys, k[:num_tokens]])
-        self.values = np.concatenate([self.values, v[:num_tokens]])
-        self.tree = k[num_tokens:], v[num_tokens:]
-        length = len(self.keys)
-        for i in range(total):
-            path, at = [], i - num_tokens
-            while at >= 0:
-                path.insert(0, at)
-                at = parents[at]
-            end = length - num_tokens + i + 1 if i < num_tokens else length
-            keys = np.concatenate([self.keys[:end], self.tree[0][path]])
-            values = np.concatenate([self.values[:end], self.tree[1][path]])
-            seen = self.visible(len(keys))
-            expected, expected_lse = attend(q[i], keys[seen], values[seen])
-            np.testing.assert_allclose(out[i], expected, atol=1e-4)
-            np.testing.assert_allclose(lse[i], expected_lse, atol=1e-4)
-        self.descriptor.check_invariants()
-
-    def visible(self, kv_len):
-        window, num_sinks = self.descriptor.window(1)
-        return [t for t in range(kv_len) if window == 0 or t < num_sinks or kv_len - 1 - t < window]
-
-    def commit(self, path):
-        self.descriptor.commit_tree(1, path)
-        self.keys = np.concatenate([self.keys, self.tree[0][path]])
-        self.values = np.concatenate([self.values, self.tree[1][path]])
-
-
-def test_a_window_with_sinks_keeps_memory_bounded(rng):
-    manager, descriptor = make(num_pages=6, window=7, num_sink_tokens=3)
-    model = Model(manager, descriptor, rng)
-    model.step(12)
-    for _ in range(40):
-        model.step(1)
-    model.step(3)
-    assert descriptor.length(1) == 55
-    assert descriptor.num_kv_tokens(1) <= 20
-    assert descriptor.stats().num_dropped_tokens == 55 - descriptor.num_kv_tokens(1)
-    assert descriptor.kept_from(1) > 40
-    assert descriptor.window() == descriptor.window(1) == seqattn.SlidingWindow(7, 3)
-    assert "window=7, num_sink_tokens=3" in repr(descriptor)
 
 
 def test_a_table_says_nothing_of_positions():
@@ -122,73 +50,6 @@ def test_what_a_window_has_dropped_is_refused():
         make(window=-1)
 
 
-def forked(model):
-    """The rest is computed by a fork, beside a sequence that shares its pages."""
-    model.descriptor.fork(1, 2)
-    model.descriptor.release([1])
-    model.descriptor.fork(2, 1)
-
-
-@pytest.mark.parametrize("window", [{}, {"window": 6, "num_sink_tokens": 2}])
-def test_a_fork_of_a_fork_goes_on_alone(rng, window):
-    manager, descriptor = make(num_pages=12, **window)
-    model = Model(manager, descriptor, rng)
-    model.step(14)
-    model.step(3)
-    forked(model)
-    model.step(2)
-    descriptor.release([2])
-    descriptor.allocate([3], [16])  # recycles what became free
-    model.step(1)
-    model.step(4)
-
-
-def test_truncation_crosses_into_a_shared_prefix(rng):
-    manager, descriptor = make()
-    model = Model(manager, descriptor, rng)
-    model.step(14)
-    descriptor.fork(1, 2)
-    shared = manager.read_kv(descriptor.pages(2), 0, 14)
-    descriptor.truncate(1, 6)
-    model.keys, model.values = model.keys[:6], model.values[:6]
-    model.step(1)
-    model.step(9)
-    for before, after in zip(shared, manager.read_kv(descriptor.pages(2), 0, 14)):
-        np.testing.assert_array_equal(before, after)
-
-
-@pytest.mark.parametrize(
-    "parents", [[-1, 0, 1, 2, 3, 4], [-1] * 17, [-1, 0, 0, 1, 1, 2, 2, 3, 3]], ids=["chain", "wide", "binary"]
-)
-@pytest.mark.parametrize("window", [{}, {"window": 3, "num_sink_tokens": 2}], ids=["", "windowed"])
-def test_trees_of_every_shape_on_a_forked_sequence(rng, parents, window):
-    manager, descriptor = make(**window)
-    model = Model(manager, descriptor, rng)
-    model.step(9)
-    forked(model)
-    model.step(1, parents)
-    path = [len(parents) - 1]
-    while parents[path[0]] >= 0:
-        path.insert(0, parents[path[0]])
-    model.commit(path)
-    model.step(1)
-    assert descriptor.length(2) == 9
-
-
-@pytest.mark.parametrize("window", [{}, {"window": 3, "num_sink_tokens": 2}])
-def test_draft_tokens_see_their_path(rng, window):
-    manager, descriptor = make(**window)
-    model = Model(manager, descriptor, rng)
-    model.step(9)
-    model.step(0, [-1, 0, 0, 1, -1, 4, 4])
-    assert (descriptor.length(1), descriptor.stats().num_draft_tokens) == (9, 7)
-    model.commit([4, 6])
-    model.step(2, [-1, 0, -1])
-    model.commit([0, 1])
-    model.step(1)
-    assert descriptor.length(1) == 9 + 2 + 2 + 2 + 1
-
-
 def test_a_pending_tree_ends_before_anything_else():
     _, descriptor = make()
     descriptor.allocate([1], [5])
@@ -209,22 +70,6 @@ def test_a_pending_tree_ends_before_anything_else():
         descriptor.allocate_tree(1, [0])
     with pytest.raises(seqattn.UnknownSequenceError):
         descriptor.allocate_tree(2, [-1])
-
-
-def test_kept_tokens_are_attended_to(rng):
-    manager, descriptor = make()
-    model = Model(manager, descriptor, rng)
-    model.step(23)
-    descriptor.fork(1, 2)
-    kept = [0, 1, 5, 6, 13, 22]
-    assert descriptor.keep(1, kept) != []
-    assert (descriptor.length(1), descriptor.num_kv_tokens(1), descriptor.kept_from(1)) == (23, 6, 23)
-    assert descriptor.num_kv_tokens(2) == 23
-    model.keys, model.values = model.keys[kept], model.values[kept]
-    model.step(1)
-    model.step(9)
-    with pytest.raises(seqattn.InvalidArgumentError, match="token_indices: got 3"):
-        descriptor.keep(1, [4, 3])
 
 
 def test_over_a_bare_pool_moves_are_returned_to_be_made():
