@@ -18,14 +18,13 @@ std::vector<Fa3Tile> sorted_fa3_tiles(const ScheduleOptions& options, const Atte
                                       std::int64_t count) {
   const AttentionShape& shape = options.shape;
   const std::int64_t tile_rows = fa3_tile_rows(shape);
-  const bool has_mask = plan.needs_mask();
   std::vector<Fa3Tile> tiles;
   std::vector<std::uint64_t> keys;  // by cost, falling, then by place
   tiles.reserve(static_cast<std::size_t>(count));
   keys.reserve(static_cast<std::size_t>(count));
   for (std::size_t i = 0; i < plan.rows.size(); ++i) {
     const AttentionRow& row = plan.rows[i];
-    if (path_of(options, has_mask, row) != RowPath::kFa3) continue;
+    if (path_of(options, row) != RowPath::kFa3) continue;
     for (std::int64_t first = 0; first < row.q_len; first += tile_rows) {
       const std::int64_t position = row.kv_len - row.q_len + first;
       std::int64_t end = row.kv_len, begin = 0;
@@ -46,33 +45,32 @@ std::vector<Fa3Tile> sorted_fa3_tiles(const ScheduleOptions& options, const Atte
 
 ScheduleCounts count(const ScheduleOptions& options, const AttentionPlan& plan) {
   const AttentionShape& shape = options.shape;
-  const bool has_mask = plan.needs_mask();
   ScheduleCounts counts;
   counts.rows = static_cast<std::int64_t>(plan.rows.size());
   counts.pages = static_cast<std::int64_t>(plan.page_indices.size());
   for (const AttentionRow& row : plan.rows) {
     const std::int64_t query_rows = row.q_len * shape.group_size();
     const std::int64_t fa2_tiles = ceil_div(query_rows, largest_tile_rows(shape));
-    switch (path_of(options, has_mask, row)) {
+    switch (path_of(options, row)) {
       case RowPath::kNone:
         break;
       case RowPath::kSmall: {
         const int tile = std::min(small_tile(shape, query_rows), kNumTiles - 1);
-        const std::int64_t chunks = chunks_of(shape, has_mask, row, tile).count;
+        const std::int64_t chunks = chunks_of(shape, row, tile).count;
         counts.small_tokens += row.q_len;
-        counts.small_blocks[tile] += chunks;
+        counts.small_blocks[row.needs_mask()][tile] += chunks;
         counts.partials += row.q_len * chunks;
         break;
       }
       case RowPath::kLarge:
-        counts.fa2_tiles += fa2_tiles;
+        counts.fa2_tiles[row.needs_mask()] += fa2_tiles;
         break;
       case RowPath::kFa3:
         counts.fa3_as_fa2 += fa2_tiles;
         counts.fa3_tiles += ceil_div(row.q_len, fa3_tile_rows(shape));
         break;
     }
-    if (has_mask) counts.mask_bytes += mask_bytes_of(row);
+    counts.mask_bytes += mask_bytes_of(row);
   }
   return counts;
 }
@@ -80,10 +78,10 @@ ScheduleCounts count(const ScheduleOptions& options, const AttentionPlan& plan) 
 bool one_chunk_each(const ScheduleOptions& options, const AttentionPlan& plan) {
   if (plan.needs_mask()) return false;  // a query may see nothing, which the merge knows
   return std::all_of(plan.rows.begin(), plan.rows.end(), [&](const AttentionRow& row) {
-    const RowPath path = path_of(options, /*has_mask=*/false, row);
+    const RowPath path = path_of(options, row);
     if (path != RowPath::kSmall) return path == RowPath::kNone;
     const int tile = small_tile(options.shape, row.q_len * options.shape.group_size());
-    return tile < kNumTiles && chunks_of(options.shape, /*has_mask=*/false, row, tile).count == 1;
+    return tile < kNumTiles && chunks_of(options.shape, row, tile).count == 1;
   });
 }
 
@@ -102,7 +100,7 @@ ScheduleCounts largest_counts(const ScheduleOptions& options) {
   counts.small_tokens = capacity.max_q_tokens;
   for (int tile = 0; tile < kNumTiles; ++tile) {
     const bool in_use = tile == 0 || kTileRows[tile - 1] < longest * group;
-    if (in_use) counts.small_blocks[tile] = chunks;
+    if (in_use) counts.small_blocks[false][tile] = chunks;
   }
   counts.partials = longest * chunks;
   return counts;
@@ -139,10 +137,13 @@ ScheduleLayout lay_out(const ScheduleCounts& size) {
   layout.merge_token = take(layout, size.small_tokens);
   layout.merge_begin = take(layout, size.small_tokens);
   layout.merge_chunks = take(layout, size.small_tokens);
-  for (int tile = 0; tile < kNumTiles; ++tile) {
-    layout.small[tile] = take_blocks(layout, size.small_blocks[tile]);
+  for (const bool has_mask : {false, true}) {
+    for (int tile = 0; tile < kNumTiles; ++tile) {
+      layout.small[has_mask][tile] = take_blocks(layout, size.small_blocks[has_mask][tile]);
+    }
+    const std::int64_t fa3_as_fa2 = has_mask ? 0 : size.fa3_as_fa2;
+    layout.large[has_mask] = take_blocks(layout, size.fa2_tiles[has_mask] + fa3_as_fa2);
   }
-  layout.large = take_blocks(layout, size.fa2_tiles + size.fa3_as_fa2);
   layout.fa3_tiles = take(layout, size.fa3_tiles, sizeof(Fa3Tile));
   layout.mask_bits = take(layout, size.mask_bytes, 1);
   layout.page_indices = take(layout, size.pages);
@@ -190,7 +191,6 @@ Schedule measure_schedule(const ScheduleOptions& options, const AttentionPlan& p
   Schedule schedule;
   schedule.counts = count(options, plan);
   schedule.num_q_tokens = plan.num_q_tokens;
-  schedule.has_mask = plan.needs_mask();
   schedule.one_chunk_each = one_chunk_each(options, plan);
   if (options.fixed_size()) check_capacity(options, plan);
   const ScheduleCounts size = options.fixed_size() ? largest_counts(options) : schedule.counts;

@@ -19,12 +19,15 @@ struct ScheduleCounts {
   std::int64_t rows = 0;
   std::int64_t pages = 0;
   std::int64_t small_tokens = 0;  // query tokens of small rows
-  std::array<std::int64_t, kNumTiles> small_blocks = {};
-  std::int64_t partials = 0;    // (query token, chunk) pairs of small rows
-  std::int64_t fa2_tiles = 0;   // of large rows
-  std::int64_t fa3_as_fa2 = 0;  // of fa3 rows, were FA2 to serve them
-  std::int64_t fa3_tiles = 0;   // a head
+  // [whether the row has a mask][tile]
+  std::array<std::array<std::int64_t, kNumTiles>, 2> small_blocks = {};
+  std::int64_t partials = 0;                   // (query token, chunk) pairs of small rows
+  std::array<std::int64_t, 2> fa2_tiles = {};  // of large rows, by whether they have a mask
+  std::int64_t fa3_as_fa2 = 0;                 // of fa3 rows, were FA2 to serve them
+  std::int64_t fa3_tiles = 0;                  // a head
   std::int64_t mask_bytes = 0;
+
+  std::int64_t large_tiles() const noexcept { return fa2_tiles[0] + fa2_tiles[1] + fa3_tiles; }
 };
 
 // One block of memory, laid out the same on the host and on the device: offsets in bytes.
@@ -39,11 +42,11 @@ struct ScheduleLayout {
   std::size_t out_begin;                               // [rows]: see Fa2Batch
   std::size_t is_large;                                // bytes [rows]: 1 for rows of large and fa3
   std::size_t merge_token, merge_begin, merge_chunks;  // [small_tokens]
-  std::array<Blocks, kNumTiles> small;
-  Blocks large;           // those of large rows, then those of fa3 rows
-  std::size_t fa3_tiles;  // Fa3Tile [fa3_tiles]
-  std::size_t mask_bits, mask_indptr;
-  std::size_t bytes = 0;  // of it all; page_indices are the last
+  std::array<std::array<Blocks, kNumTiles>, 2> small;  // [whether the row has a mask][tile]
+  std::array<Blocks, 2> large;         // likewise; behind those without a mask, those of fa3 rows
+  std::size_t fa3_tiles;               // Fa3Tile [fa3_tiles]
+  std::size_t mask_bits, mask_indptr;  // of rows with a mask
+  std::size_t bytes = 0;               // of it all; page_indices are the last
 };
 
 enum Total { kTotalRows, kTotalTokens, kTotalSmallTokens, kNumTotals };
@@ -54,7 +57,6 @@ struct Schedule {
   ScheduleLayout layout;
   std::vector<Fa3Tile> fa3_tiles;  // costliest first
   std::int64_t num_q_tokens = 0;
-  bool has_mask = false;
   // Every row with queries is small and of one chunk, without a mask: partial result i is output
   // row i.
   bool one_chunk_each = false;

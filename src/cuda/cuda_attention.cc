@@ -88,7 +88,9 @@ class CudaAttention final : public AttentionKernel {
     return fixed_size() ? ints(schedule_->layout.totals) + which : nullptr;
   }
   Fa2Call fa2_call(std::span<const Plane> planes, const TensorView& q) const;
-  Fa2Blocks blocks(const ScheduleLayout::Blocks& offsets, std::int64_t count) const;
+  // One launch of `count` blocks, or none; `is_native`: into the type of the cache.
+  void run_fa2(Fa2Call call, bool has_mask, std::size_t tile, const ScheduleLayout::Blocks& offsets,
+               std::int64_t count, bool is_native, cudaStream_t stream) const;
   void run_small(const Fa2Call& call, const TensorView& out, const TensorView& lse,
                  const TensorView& sink_logits, cudaStream_t stream) const;
   void run_large(const Fa2Call& call, const TensorView& out, const TensorView& lse,
@@ -141,7 +143,7 @@ void CudaAttention::reserve(const Schedule& schedule, cudaStream_t stream) {
   const std::int64_t partial_floats =
       size.partials * shape.num_qo_heads * (std::int64_t{shape.head_dim} + 1);
   partials_.reserve(static_cast<std::size_t>(partial_floats) * sizeof(float), stream);
-  if (size.fa2_tiles + size.fa3_tiles > 0) {
+  if (size.large_tiles() > 0) {
     large_lse_.reserve(
         static_cast<std::size_t>(schedule.num_q_tokens * shape.num_qo_heads) * sizeof(float),
         stream);
@@ -159,8 +161,8 @@ void CudaAttention::plan(const AttentionPlan& plan, Stream stream_handle) {
   Schedule schedule = measure_schedule(options_, plan);
   const ScheduleCounts& counts = schedule.counts;
   const bool uses_fa3 = counts.fa3_tiles > 0;
-  std::string name =
-      kernels_.name(!uses_fa3 || counts.small_tokens + counts.fa2_tiles > 0, uses_fa3);
+  std::string name = kernels_.name(
+      !uses_fa3 || counts.small_tokens > 0 || counts.large_tiles() > counts.fa3_tiles, uses_fa3);
   const std::size_t bytes = schedule.used_bytes();
   Staging::Slot* const slot = staging_.take(bytes);
   write_schedule(options_, plan, schedule, slot->host);
@@ -238,20 +240,26 @@ Fa2Call CudaAttention::fa2_call(std::span<const Plane> planes, const TensorView&
   call.q = q.data;
   call.q_token_stride = token_stride(q);
   call.q_head_stride = head_stride(q);
-  call.window_left = schedule_->has_mask ? -1 : shape.window_left;  // a mask holds the window
   call.sm_scale = shape.sm_scale;
   call.logits_soft_cap = shape.logits_soft_cap;
   call.overlap_launch = overlaps_launches_;
   return call;
 }
 
-Fa2Blocks CudaAttention::blocks(const ScheduleLayout::Blocks& offsets, std::int64_t count) const {
-  return {.count = static_cast<std::int32_t>(count),
-          .row = ints(offsets.row),
-          .q_tile = ints(offsets.q_tile),
-          .kv_chunk = ints(offsets.kv_chunk),
-          .chunk_size = ints(offsets.chunk_size),
-          .is_valid = fixed_size() ? at<bool>(offsets.is_valid) : nullptr};
+void CudaAttention::run_fa2(Fa2Call call, bool has_mask, std::size_t tile,
+                            const ScheduleLayout::Blocks& offsets, std::int64_t count,
+                            bool is_native, cudaStream_t stream) const {
+  if (count == 0) return;
+  call.blocks = {.count = static_cast<std::int32_t>(count),
+                 .row = ints(offsets.row),
+                 .q_tile = ints(offsets.q_tile),
+                 .kv_chunk = ints(offsets.kv_chunk),
+                 .chunk_size = ints(offsets.chunk_size),
+                 .is_valid = fixed_size() ? at<bool>(offsets.is_valid) : nullptr};
+  call.window_left = has_mask ? -1 : options_.shape.window_left;  // a mask holds the window
+  const Fa2Instance& instance = kernels_.fa2(has_mask);
+  const auto kernel = is_native ? instance.run_native[tile] : instance.run_float[tile];
+  check_cuda(kernel(call, stream), "attention kernel (FA2)");
 }
 
 void CudaAttention::run(std::span<const Plane> planes, const TensorView& q, const TensorView& out,
@@ -272,8 +280,7 @@ void CudaAttention::run(std::span<const Plane> planes, const TensorView& q, cons
   check_cache("key cache", planes[0]);
   check_cache("value cache", planes[1]);
   const Fa2Call call = fa2_call(planes, q);
-  const bool has_large = schedule.counts.fa2_tiles + schedule.counts.fa3_tiles > 0;
-  if (has_large) {
+  if (schedule.counts.large_tiles() > 0) {
     require(out.is_contiguous(), "out: got ", out.to_string(),
             "; kernels on a device expect a row-major one for queries this long");
     check_aligned("out", out.data, 0, 0);
@@ -299,13 +306,11 @@ void CudaAttention::run_small(const Fa2Call& base, const TensorView& out, const 
     call.lse = partial_out + layout.size.partials * shape.num_qo_heads * shape.head_dim;
     call.split = true;
   }
-  const Fa2Instance& instance = kernels_.fa2(schedule.has_mask);
-  for (int tile = 0; tile < kNumTiles; ++tile) {
-    const std::int64_t count = layout.size.small_blocks[static_cast<std::size_t>(tile)];
-    if (count == 0) continue;
-    call.blocks = blocks(layout.small[static_cast<std::size_t>(tile)], count);
-    const auto kernel = in_place ? instance.run_native[tile] : instance.run_float[tile];
-    check_cuda(kernel(call, stream), "attention kernel (FA2)");
+  for (const bool has_mask : {false, true}) {
+    for (std::size_t tile = 0; tile < kNumTiles; ++tile) {
+      const std::int64_t count = layout.size.small_blocks[has_mask][tile];
+      run_fa2(call, has_mask, tile, layout.small[has_mask][tile], count, in_place, stream);
+    }
   }
   if (in_place) return;
   launch_merge_partials({.out = partial_out,
@@ -329,14 +334,12 @@ void CudaAttention::run_large(const Fa2Call& base, const TensorView& out, const 
   call.out = out.data;
   call.lse = finish ? reinterpret_cast<float*>(large_lse_.data()) : nullptr;
   // FA3 writes its own type only; FA2 stands in for it, with the same rows at the end of its list.
-  const std::int64_t tiles =
-      schedule.counts.fa2_tiles + (is_native ? 0 : schedule.counts.fa3_as_fa2);
-  if (tiles > 0) {
-    call.blocks = blocks(layout.large, tiles);
-    const int tile = small_tile(options_.shape, largest_tile_rows(options_.shape));
-    const Fa2Instance& instance = kernels_.fa2(schedule.has_mask);
-    const auto kernel = is_native ? instance.run_native[tile] : instance.run_float[tile];
-    check_cuda(kernel(call, stream), "attention kernel (FA2)");
+  const auto tile =
+      static_cast<std::size_t>(small_tile(options_.shape, largest_tile_rows(options_.shape)));
+  for (const bool has_mask : {false, true}) {
+    const std::int64_t fa3_as_fa2 = has_mask || is_native ? 0 : schedule.counts.fa3_as_fa2;
+    run_fa2(call, has_mask, tile, layout.large[has_mask],
+            schedule.counts.fa2_tiles[has_mask] + fa3_as_fa2, is_native, stream);
   }
   if (is_native && schedule.counts.fa3_tiles > 0) run_fa3(call, out.shape[0], stream);
   if (!finish) return;

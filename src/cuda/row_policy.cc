@@ -48,21 +48,21 @@ int small_tile(const AttentionShape& shape, std::int64_t num_query_rows) {
 
 int fa3_tile_rows(const AttentionShape& shape) { return shape.head_dim == 64 ? 192 : 128; }
 
-RowPath path_of(const ScheduleOptions& options, bool has_mask, const AttentionRow& row) {
+RowPath path_of(const ScheduleOptions& options, const AttentionRow& row) {
   const AttentionShape& shape = options.shape;
   if (row.q_len == 0) return RowPath::kNone;
   if (row.kv_len == 0) return RowPath::kSmall;  // of no blocks: the merge writes zeros
   if (small_tile(shape, row.q_len * shape.group_size()) < kNumTiles) return RowPath::kSmall;
   const std::int64_t tiles = ceil_div(row.q_len, fa3_tile_rows(shape)) * shape.num_qo_heads;
   const bool gains = row.q_len >= kMinFa3Queries && tiles >= kMinFa3Tiles;
-  return options.has_fa3 && !has_mask && gains ? RowPath::kFa3 : RowPath::kLarge;
+  return options.has_fa3 && !row.needs_mask() && gains ? RowPath::kFa3 : RowPath::kLarge;
 }
 
-Chunks chunks_of(const AttentionShape& shape, bool has_mask, const AttentionRow& row, int tile) {
+Chunks chunks_of(const AttentionShape& shape, const AttentionRow& row, int tile) {
   if (row.kv_len == 0) return {};
   std::int64_t num_keys = row.kv_len;
   // A mask holds the window too (mask_bit), and the kernel then reads all keys.
-  if (shape.window_left >= 0 && !has_mask) {
+  if (shape.window_left >= 0 && !row.needs_mask()) {
     num_keys = std::min<std::int64_t>(num_keys, std::int64_t{shape.window_left} + kTileRows[tile]);
   }
   const std::int64_t size = chunk_tokens(shape, num_keys);
@@ -75,6 +75,8 @@ std::int64_t most_chunks(const AttentionShape& shape, std::int64_t num_rows,
   return num_rows + num_keys / longest_chunk(shape);
 }
 
-std::int64_t mask_bytes_of(const AttentionRow& row) { return ceil_div(row.q_len * row.kv_len, 8); }
+std::int64_t mask_bytes_of(const AttentionRow& row) {
+  return row.needs_mask() ? ceil_div(row.q_len * row.kv_len, 8) : 0;
+}
 
 }  // namespace seqattn

@@ -7,8 +7,8 @@
 #include "seqattn/batch_attention.h"
 
 // Which kernel, tile and split serve a row of a batch: one place, and a pure function of the row's
-// own lengths, of the shape and of what the device has, so that a row's output does not depend on
-// the rest of the batch.
+// own lengths and mask, of the shape and of what the device has, so that a row's output does not
+// depend on the rest of the batch.
 namespace seqattn {
 
 inline constexpr int kNumTiles = 3;
@@ -32,7 +32,7 @@ enum class RowPath {
   kFa3,    // the same by FA3, where the device has it and the row is long enough to gain by it
 };
 
-RowPath path_of(const ScheduleOptions& options, bool has_mask, const AttentionRow& row);
+RowPath path_of(const ScheduleOptions& options, const AttentionRow& row);
 
 // Query rows of the largest FA2 tile: 64 for head_dim 256, else 128.
 int largest_tile_rows(const AttentionShape& shape);
@@ -47,12 +47,12 @@ struct Chunks {
   std::int64_t size = 1;  // in tokens
   std::int64_t count = 0;
 };
-Chunks chunks_of(const AttentionShape& shape, bool has_mask, const AttentionRow& row, int tile);
+Chunks chunks_of(const AttentionShape& shape, const AttentionRow& row, int tile);
 
 // Bounds the chunks of so many small rows with so many keys in all.
 std::int64_t most_chunks(const AttentionShape& shape, std::int64_t num_rows, std::int64_t num_keys);
 
-// Bytes of a row's mask with a bit for each (query, key).
+// Bytes of a row's mask with a bit for each (query, key); 0 for a row without one.
 std::int64_t mask_bytes_of(const AttentionRow& row);
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }

@@ -40,7 +40,7 @@ class Writer {
   void write_tables();
   void write_rows();
   void write_small(std::size_t i);
-  void write_large(std::size_t i, std::int64_t& next_block);
+  void write_large(std::size_t i, std::int64_t& next_block) const;
   void write_mask(const AttentionRow& row, std::uint8_t* bits) const;
   void pad_rows();
 
@@ -58,7 +58,7 @@ class Writer {
   const Schedule& schedule_;
   const ScheduleLayout& layout_;
   std::byte* memory_;
-  std::array<std::int64_t, kNumTiles> num_small_blocks_ = {};
+  std::array<std::array<std::int64_t, kNumTiles>, 2> num_small_blocks_ = {};
   std::int64_t num_small_tokens_ = 0;
   std::int64_t num_partials_ = 0;
 };
@@ -76,16 +76,17 @@ void Writer::write_tables() {
 }
 
 void Writer::write_rows() {
-  std::int64_t next_large = 0, next_fa3 = schedule_.counts.fa2_tiles, mask_begin = 0;
+  std::array<std::int64_t, 2> next_large = {};
+  std::int64_t next_fa3 = schedule_.counts.fa2_tiles[false], mask_begin = 0;
   for (std::size_t i = 0; i < plan_.rows.size(); ++i) {
     const AttentionRow& row = plan_.rows[i];
     ints(layout_.out_begin)[i] = static_cast<std::int32_t>(row.q_begin);
-    if (schedule_.has_mask) {
+    if (mask_bytes_of(row) > 0) {
       ints(layout_.mask_indptr)[i] = static_cast<std::int32_t>(mask_begin);
       write_mask(row, reinterpret_cast<std::uint8_t*>(memory_ + layout_.mask_bits) + mask_begin);
       mask_begin += mask_bytes_of(row);
     }
-    const RowPath path = path_of(options_, schedule_.has_mask, row);
+    const RowPath path = path_of(options_, row);
     memory_[layout_.is_large + i] = std::byte{path == RowPath::kLarge || path == RowPath::kFa3};
     switch (path) {
       case RowPath::kNone:
@@ -94,7 +95,7 @@ void Writer::write_rows() {
         write_small(i);
         break;
       case RowPath::kLarge:
-        write_large(i, next_large);
+        write_large(i, next_large[row.needs_mask()]);
         break;
       case RowPath::kFa3:
         write_large(i, next_fa3);
@@ -106,10 +107,11 @@ void Writer::write_rows() {
 void Writer::write_small(std::size_t i) {
   const AttentionRow& row = plan_.rows[i];
   const int tile = std::min(small_tile(shape_, row.q_len * shape_.group_size()), kNumTiles - 1);
-  const Chunks chunks = chunks_of(shape_, schedule_.has_mask, row, tile);
+  const Chunks chunks = chunks_of(shape_, row, tile);
   ints(layout_.out_begin)[i] = static_cast<std::int32_t>(num_partials_);
   for (std::int64_t chunk = 0; chunk < chunks.count; ++chunk) {
-    put_block(layout_.small[tile], num_small_blocks_[tile]++, i, 0, chunk, chunks.size);
+    put_block(layout_.small[row.needs_mask()][tile], num_small_blocks_[row.needs_mask()][tile]++, i,
+              0, chunk, chunks.size);
   }
   for (std::int64_t j = 0; j < row.q_len; ++j, ++num_small_tokens_) {
     ints(layout_.merge_token)[num_small_tokens_] = static_cast<std::int32_t>(row.q_begin + j);
@@ -120,12 +122,12 @@ void Writer::write_small(std::size_t i) {
   num_partials_ += row.q_len * chunks.count;
 }
 
-void Writer::write_large(std::size_t i, std::int64_t& next_block) {
+void Writer::write_large(std::size_t i, std::int64_t& next_block) const {
   const AttentionRow& row = plan_.rows[i];
   const std::int64_t tiles = ceil_div(row.q_len * shape_.group_size(), largest_tile_rows(shape_));
   // The longest first: under a causal mask the last tile sees the most keys.
   for (std::int64_t tile = tiles - 1; tile >= 0; --tile) {
-    put_block(layout_.large, next_block++, i, tile, 0, row.kv_len);
+    put_block(layout_.large[row.needs_mask()], next_block++, i, tile, 0, row.kv_len);
   }
 }
 
@@ -153,11 +155,11 @@ void Writer::pad_rows() {
     ints(layout_.q_indptr)[i] = static_cast<std::int32_t>(plan_.num_q_tokens);
   }
   if (!options_.fixed_size()) return;
-  for (int tile = 0; tile < kNumTiles; ++tile) {
-    auto* const valid = reinterpret_cast<bool*>(memory_ + layout_.small[tile].is_valid);
-    std::fill_n(valid, num_small_blocks_[tile], true);
-    std::fill_n(valid + num_small_blocks_[tile],
-                layout_.size.small_blocks[tile] - num_small_blocks_[tile], false);
+  for (int tile = 0; tile < kNumTiles; ++tile) {  // a mask and a capacity exclude each other
+    const std::int64_t used = num_small_blocks_[false][tile];
+    auto* const valid = reinterpret_cast<bool*>(memory_ + layout_.small[false][tile].is_valid);
+    std::fill_n(valid, used, true);
+    std::fill_n(valid + used, layout_.size.small_blocks[false][tile] - used, false);
   }
 }
 

@@ -77,10 +77,9 @@ void expect_fits(const ScheduleCounts& counts, const ScheduleCounts& size) {
   EXPECT_LE(counts.small_tokens, size.small_tokens);
   EXPECT_LE(counts.partials, size.partials);
   for (int tile = 0; tile < kNumTiles; ++tile) {
-    EXPECT_LE(counts.small_blocks[tile], size.small_blocks[tile]) << "tile " << tile;
+    EXPECT_LE(counts.small_blocks[false][tile], size.small_blocks[false][tile]) << "tile " << tile;
   }
-  EXPECT_EQ(counts.fa2_tiles, 0);
-  EXPECT_EQ(counts.fa3_tiles, 0);
+  EXPECT_EQ(counts.large_tiles(), 0);
 }
 
 TEST(CudaCapacity, HoldsEveryBatchWithinIt) {
@@ -116,8 +115,9 @@ TEST(CudaCapacity, GivesEveryBatchTheSameLayout) {
     EXPECT_EQ(empty.layout().page_indices, full.layout().page_indices);
     EXPECT_EQ(empty.layout().merge_begin, full.layout().merge_begin);
     for (int tile = 0; tile < kNumTiles; ++tile) {
-      EXPECT_EQ(empty.layout().small[tile].row, full.layout().small[tile].row);
-      EXPECT_EQ(empty.layout().size.small_blocks[tile], full.layout().size.small_blocks[tile]);
+      EXPECT_EQ(empty.layout().small[false][tile].row, full.layout().small[false][tile].row);
+      EXPECT_EQ(empty.layout().size.small_blocks[false][tile],
+                full.layout().size.small_blocks[false][tile]);
     }
     EXPECT_LE(full.schedule().used_bytes(), full.layout().bytes);
   }
@@ -135,8 +135,9 @@ TEST(CudaCapacity, PadsBlocksAndRows) {
     EXPECT_EQ(written.ints(layout.q_indptr, i + 1).back(), 5) << "row " << i;
   }
   for (int tile = 0; tile < kNumTiles; ++tile) {
-    const std::int64_t used = written.schedule().counts.small_blocks[tile];
-    const auto valid = written.bytes(layout.small[tile].is_valid, layout.size.small_blocks[tile]);
+    const std::int64_t used = written.schedule().counts.small_blocks[false][tile];
+    const auto valid =
+        written.bytes(layout.small[false][tile].is_valid, layout.size.small_blocks[false][tile]);
     EXPECT_TRUE(std::all_of(valid.begin(), valid.begin() + used, [](int v) { return v == 1; }));
     EXPECT_TRUE(std::all_of(valid.begin() + used, valid.end(), [](int v) { return v == 0; }));
   }

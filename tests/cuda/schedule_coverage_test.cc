@@ -34,20 +34,22 @@ std::vector<Lengths> random_lengths(std::mt19937_64& random, std::size_t most_ro
     row.kv_len = static_cast<std::int64_t>(random() % (1u << random() % 17));
     const std::uint64_t most = std::vector<std::uint64_t>{1, 8, 300, 3000}[random() % 4];
     row.q_len = std::min(row.kv_len, static_cast<std::int64_t>(random() % (most + 1)));
+    row.has_mask = random() % 3 == 0 && row.q_len * row.kv_len < 100'000;  // it takes memory
   }
   return lengths;
 }
 
 // The first key that FlashInfer's kernel looks at in the first query tile of a row.
 std::int64_t first_key(const AttentionShape& shape, const AttentionRow& row) {
-  if (shape.window_left < 0) return 0;
+  if (shape.window_left < 0 || row.needs_mask()) return 0;
   return std::max<std::int64_t>(0, row.kv_len - row.q_len - shape.window_left);
 }
 
 // The chunks that FlashInfer's kernel counts, from which it derives where it writes.
 std::int64_t kernel_chunks(const AttentionShape& shape, const AttentionRow& row, int tile,
                            std::int64_t chunk_size) {
-  const std::int64_t window = shape.window_left < 0 ? row.kv_len : shape.window_left;
+  const bool has_window = shape.window_left >= 0 && !row.needs_mask();
+  const std::int64_t window = has_window ? shape.window_left : row.kv_len;
   return ceil_div(std::min(std::max<std::int64_t>(row.kv_len, 1), window + kTileRows[tile]),
                   chunk_size);
 }
@@ -66,19 +68,21 @@ class Coverage {
 
   void check() {
     EXPECT_TRUE(written_.margin_is_untouched());
-    check_small();
-    check_tiles(written_.large(), RowPath::kLarge);
-    check_tiles(written_.fa3_as_fa2(), RowPath::kFa3);
+    for (const bool has_mask : {false, true}) {
+      check_small(has_mask);
+      check_tiles(written_.large(has_mask), has_mask, RowPath::kLarge);
+    }
+    check_tiles(written_.fa3_as_fa2(), false, RowPath::kFa3);
     check_merges();
     if (written_.schedule().one_chunk_each) check_one_chunk_each();
   }
 
  private:
-  RowPath path(const AttentionRow& row) const { return path_of(options_, false, row); }
+  RowPath path(const AttentionRow& row) const { return path_of(options_, row); }
 
-  void check_small() {
+  void check_small(bool has_mask) {
     std::map<std::int32_t, std::vector<Block>> of[kNumTiles];
-    for (int tile = 0; tile < kNumTiles; ++tile) of[tile] = by_row(written_.small(tile));
+    for (int tile = 0; tile < kNumTiles; ++tile) of[tile] = by_row(written_.small(has_mask, tile));
     for (std::size_t i = 0; i < plan_.rows.size(); ++i) {
       const AttentionRow& row = plan_.rows[i];
       std::vector<Block> blocks;
@@ -90,7 +94,7 @@ class Coverage {
         blocks = found;
         in_tile = tile;
       }
-      if (path(row) != RowPath::kSmall || row.kv_len == 0) {
+      if (path(row) != RowPath::kSmall || row.kv_len == 0 || row.needs_mask() != has_mask) {
         EXPECT_TRUE(blocks.empty()) << "row " << i;
         continue;
       }
@@ -110,12 +114,12 @@ class Coverage {
     }
   }
 
-  void check_tiles(const std::vector<Block>& blocks, RowPath expected) {
+  void check_tiles(const std::vector<Block>& blocks, bool has_mask, RowPath expected) {
     auto rows = by_row(blocks);
     for (std::size_t i = 0; i < plan_.rows.size(); ++i) {
       const AttentionRow& row = plan_.rows[i];
       auto tiles = rows[static_cast<std::int32_t>(i)];
-      if (path(row) != expected) {
+      if (path(row) != expected || row.needs_mask() != has_mask) {
         EXPECT_TRUE(tiles.empty()) << "row " << i;
         continue;
       }
@@ -164,7 +168,7 @@ class Coverage {
   // Partial results are then the output itself, one a token in its place.
   void check_one_chunk_each() {
     const ScheduleCounts& counts = written_.schedule().counts;
-    EXPECT_EQ(counts.fa2_tiles + counts.fa3_tiles, 0);
+    EXPECT_EQ(counts.large_tiles(), 0);
     EXPECT_EQ(counts.partials, plan_.num_q_tokens);
     const auto token = written_.ints(written_.layout().merge_token, plan_.num_q_tokens);
     const auto begin = written_.ints(written_.layout().merge_begin, plan_.num_q_tokens);
@@ -203,17 +207,19 @@ TEST(CudaSchedule, OfARowDoesNotDependOnTheBatch) {
     for (std::size_t i = 0; i < lengths.size(); ++i) {
       const AttentionPlan single = plan_of({lengths[i]}, options.shape.page_size);
       const WrittenSchedule alone(options, single);
-      ASSERT_EQ(path_of(options, false, plan.rows[i]), path_of(options, false, single.rows[0]));
+      ASSERT_EQ(path_of(options, plan.rows[i]), path_of(options, single.rows[0]));
       const auto of_row = [&](std::vector<Block> blocks) {
         std::erase_if(blocks,
                       [&](Block& block) { return block.row != static_cast<std::int32_t>(i); });
         for (Block& block : blocks) block.row = 0;
         return blocks;
       };
-      for (int tile = 0; tile < kNumTiles; ++tile) {
-        EXPECT_EQ(of_row(together.small(tile)), alone.small(tile)) << "row " << i;
+      for (const bool has_mask : {false, true}) {
+        for (int tile = 0; tile < kNumTiles; ++tile) {
+          EXPECT_EQ(of_row(together.small(has_mask, tile)), alone.small(has_mask, tile)) << i;
+        }
+        EXPECT_EQ(of_row(together.large(has_mask)), alone.large(has_mask)) << i;
       }
-      EXPECT_EQ(of_row(together.large()), alone.large()) << "row " << i;
       EXPECT_EQ(of_row(together.fa3_as_fa2()), alone.fa3_as_fa2()) << "row " << i;
     }
     if (HasFailure()) return;
@@ -228,9 +234,10 @@ TEST(CudaSchedule, KnowsWhenOutputsAreWrittenInPlace) {
     return measure_schedule(options, plan).one_chunk_each;
   };
   EXPECT_TRUE(in_place({{1, 2048}, {0, 16}, {3, 16}, {0, 9000}, {0, 0}, {2, 1000}, {30, 99}}));
-  EXPECT_FALSE(in_place({{1, 20}, {1, 2049}}));  // two chunks
-  EXPECT_FALSE(in_place({{1, 20}, {1, 0}}));     // none: zeros are to be written
-  EXPECT_FALSE(in_place({{1, 20}, {40, 90}}));   // a large row
+  EXPECT_FALSE(in_place({{1, 20}, {1, 2049}}));      // two chunks
+  EXPECT_FALSE(in_place({{1, 20}, {1, 0}}));         // none: zeros are to be written
+  EXPECT_FALSE(in_place({{1, 20}, {40, 90}}));       // a large row
+  EXPECT_FALSE(in_place({{1, 20}, {1, 20, true}}));  // whose query may see nothing
 }
 
 TEST(CudaSchedule, HoldsTheTablesOfTheBatch) {

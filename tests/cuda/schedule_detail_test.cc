@@ -53,7 +53,7 @@ TEST(CudaFa3Deal, GivesEveryTileOfEveryHeadToOneBlockEvenly) {
       }
     }
     for (std::size_t i = 0; i < plan.rows.size(); ++i) {
-      if (path_of(options, false, plan.rows[i]) != RowPath::kFa3) continue;
+      if (path_of(options, plan.rows[i]) != RowPath::kFa3) continue;
       const std::int64_t tiles = ceil_div(plan.rows[i].q_len, fa3_tile_rows(options.shape));
       for (int tile = 0; tile < tiles; ++tile) {
         for (int head = 0; head < options.shape.num_qo_heads; ++head) {
@@ -66,7 +66,7 @@ TEST(CudaFa3Deal, GivesEveryTileOfEveryHeadToOneBlockEvenly) {
     EXPECT_LE(*most - *least, largest) << "blocks differ by more than the costliest tile";
     const auto is_large = written.bytes(written.layout().is_large, written.layout().size.rows);
     for (std::size_t i = 0; i < plan.rows.size(); ++i) {
-      const RowPath path = path_of(options, false, plan.rows[i]);
+      const RowPath path = path_of(options, plan.rows[i]);
       EXPECT_EQ(is_large[i] != 0, path == RowPath::kLarge || path == RowPath::kFa3);
     }
     if (HasFailure()) return;
@@ -79,7 +79,8 @@ TEST(CudaRowPolicy, ChoosesByTheRowAlone) {
   ScheduleOptions options = options_of(32, 8, 128);
   options.has_fa3 = true;
   const auto path = [&](std::int64_t q_len, std::int64_t kv_len, bool has_mask = false) {
-    return path_of(options, has_mask, {.kv_len = kv_len, .q_len = q_len});
+    return path_of(options,
+                   {.kv_len = kv_len, .q_len = q_len, .num_masked_keys = has_mask ? 1 : 0});
   };
   EXPECT_EQ(path(0, 100), RowPath::kNone);
   EXPECT_EQ(path(1, 0), RowPath::kSmall);

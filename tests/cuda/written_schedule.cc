@@ -38,6 +38,11 @@ AttentionPlan plan_of(const std::vector<Lengths>& lengths, int page_size) {
                          .kv_len = row.kv_len,
                          .q_begin = plan.num_q_tokens,
                          .q_len = row.q_len});
+    if (row.has_mask) {
+      plan.rows.back().mask_begin = static_cast<std::int64_t>(plan.mask.size());
+      plan.rows.back().num_masked_keys = row.kv_len;
+      plan.mask.insert(plan.mask.end(), static_cast<std::size_t>(row.q_len * row.kv_len), 1);
+    }
     plan.num_q_tokens += row.q_len;
     for (std::int64_t token = 0; token < row.kv_len; token += page_size) {
       ++num_pages;
@@ -79,18 +84,19 @@ std::vector<Block> WrittenSchedule::blocks(const ScheduleLayout::Blocks& offsets
   return list;
 }
 
-std::vector<Block> WrittenSchedule::small(int tile) const {
+std::vector<Block> WrittenSchedule::small(bool has_mask, int tile) const {
   const auto i = static_cast<std::size_t>(tile);
-  return blocks(layout().small[i], schedule_.counts.small_blocks[i]);
+  return blocks(layout().small[has_mask][i], schedule_.counts.small_blocks[has_mask][i]);
 }
 
-std::vector<Block> WrittenSchedule::large() const {
-  return blocks(layout().large, schedule_.counts.fa2_tiles);
+std::vector<Block> WrittenSchedule::large(bool has_mask) const {
+  return blocks(layout().large[has_mask], schedule_.counts.fa2_tiles[has_mask]);
 }
 
 std::vector<Block> WrittenSchedule::fa3_as_fa2() const {
-  auto list = blocks(layout().large, schedule_.counts.fa2_tiles + schedule_.counts.fa3_as_fa2);
-  list.erase(list.begin(), list.begin() + schedule_.counts.fa2_tiles);
+  const std::int64_t in_front = schedule_.counts.fa2_tiles[false];
+  auto list = blocks(layout().large[false], in_front + schedule_.counts.fa3_as_fa2);
+  list.erase(list.begin(), list.begin() + in_front);
   return list;
 }
 

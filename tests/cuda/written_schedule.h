@@ -14,6 +14,7 @@ namespace seqattn::testing {
 struct Lengths {
   std::int64_t q_len = 0;
   std::int64_t kv_len = 0;
+  bool has_mask = false;  // one that lets everything through
 };
 
 // A causal attention.
@@ -46,9 +47,9 @@ class WrittenSchedule {
   std::span<const std::uint8_t> bytes(std::size_t offset, std::int64_t count) const;
   // The first `count` blocks of a list.
   std::vector<Block> blocks(const ScheduleLayout::Blocks& offsets, std::int64_t count) const;
-  std::vector<Block> small(int tile) const;
-  std::vector<Block> large() const;       // those of large rows
-  std::vector<Block> fa3_as_fa2() const;  // those that stand in for FA3
+  std::vector<Block> small(bool has_mask, int tile) const;
+  std::vector<Block> large(bool has_mask) const;  // those of large rows
+  std::vector<Block> fa3_as_fa2() const;          // those that stand in for FA3
   // Items by thread block, of so many.
   std::vector<std::vector<Fa3Item>> fa3(int num_blocks, int num_heads) const;
 
