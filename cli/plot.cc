@@ -11,7 +11,7 @@ namespace seqattn::cli {
 namespace {
 
 constexpr int kWidth = 1200, kHeight = 580;
-constexpr Colour kInk{40, 44, 52}, kPaper{255, 255, 255}, kGrid{200, 204, 210};
+constexpr Colour kInk{40, 44, 52}, kGrid{200, 204, 210};
 
 // 1, 2 or 5 times a power of ten, so that about `num_ticks` of them make `range`.
 std::int64_t tick_distance(std::int64_t range, std::int64_t num_ticks) {
@@ -27,9 +27,10 @@ int pixels(std::int64_t value, std::int64_t range, int size) {
       std::lround(static_cast<double>(value) / static_cast<double>(range) * size));
 }
 
-void draw_areas(Picture& picture, const std::vector<Sample>& samples, std::int64_t num_pages) {
+void draw_areas(Picture& picture, const std::vector<Sample>& samples, std::int64_t num_pages,
+                Colour above) {
   const auto [left, top, width, height] = kPlotArea;
-  picture.fill(left, top, width, height, kFreeColour);
+  picture.fill(left, top, width, height, above);
   if (samples.empty()) return;
   for (int x = 0; x < width; ++x) {
     const auto i = static_cast<std::size_t>(x) * samples.size() / static_cast<std::size_t>(width);
@@ -65,16 +66,27 @@ void draw_axes(Picture& picture, std::int64_t num_steps, std::int64_t num_pages)
   picture.write(16, 22, "pages", kInk);
 }
 
-void draw_legend(Picture& picture) {
+void draw_legend(Picture& picture, bool is_unlimited) {
   int x = kPlotArea.left;
-  for (const auto& [name, colour] :
-       {std::pair("in use", kInUseColour), std::pair("cached", kCachedColour),
-        std::pair("free", kFreeColour)}) {
+  const auto entry = [&](const char* name, Colour colour) {
     picture.fill(x, 20, 18, 18, kInk);
     picture.fill(x + 1, 21, 16, 16, colour);
     picture.write(x + 28, 22, name, kInk);
     x += 160;
+  };
+  entry("in use", kInUseColour);
+  entry("cached", kCachedColour);
+  if (is_unlimited) {
+    picture.write(x, 22, "of an unlimited pool", kInk);
+  } else {
+    entry("free", kFreeColour);
   }
+}
+
+std::int64_t most_taken(const std::vector<Sample>& samples) {
+  std::int64_t most = 0;
+  for (const Sample& sample : samples) most = std::max(most, sample.in_use + sample.cached);
+  return most;
 }
 
 }  // namespace
@@ -94,14 +106,14 @@ std::string short_number(double number) {
   return text.data();
 }
 
-Picture plot_pages(const std::vector<Sample>& samples, std::int64_t num_pages) {
-  Picture picture(kWidth, kHeight, kPaper);
-  const std::int64_t top = std::max<std::int64_t>(num_pages, 1);
+Picture plot_pages(const std::vector<Sample>& samples, std::optional<std::int64_t> num_pages) {
+  Picture picture(kWidth, kHeight, kPaperColour);
+  const std::int64_t top = std::max<std::int64_t>(num_pages ? *num_pages : most_taken(samples), 1);
   const std::int64_t num_steps =
       samples.empty() ? 1 : std::max<std::int64_t>(samples.back().step, 1);
-  draw_areas(picture, samples, top);
+  draw_areas(picture, samples, top, num_pages ? kFreeColour : kPaperColour);
   draw_axes(picture, num_steps, top);
-  draw_legend(picture);
+  draw_legend(picture, !num_pages);
   return picture;
 }
 

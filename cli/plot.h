@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,7 +11,7 @@
 namespace seqattn::cli {
 
 inline constexpr Colour kInUseColour{31, 96, 160}, kCachedColour{242, 158, 56},
-    kFreeColour{226, 230, 234};
+    kFreeColour{226, 230, 234}, kPaperColour{255, 255, 255};
 
 // The part of the picture that the areas cover.
 struct PlotArea {
@@ -20,8 +21,9 @@ inline constexpr PlotArea kPlotArea{110, 60, 1050, 440};
 
 // Pages in use, cached and free, one on top of the other, over the steps of a replay; axes with
 // ticks, and what each colour means. `num_pages` is the upper end of the axis, and pages beyond the
-// samples' own are free.
-Picture plot_pages(const std::vector<Sample>& samples, std::int64_t num_pages);
+// samples' own are free. Of a pool without a limit nothing is free: the axis ends at the most pages
+// that were taken, and the legend says so.
+Picture plot_pages(const std::vector<Sample>& samples, std::optional<std::int64_t> num_pages);
 
 // 1500000 as "1.5M", 20000 as "20K".
 std::string short_number(double number);

@@ -24,7 +24,7 @@ class ProgressBar {
     const std::int64_t full = total_ == 0 ? kWidth : kWidth * done / total_;
     out_ << "\rreplay [" << std::string(static_cast<std::size_t>(full), '#')
          << std::string(static_cast<std::size_t>(kWidth - full), '.') << "] " << done << " of "
-         << total_ << " requests" << std::flush;
+         << total_ << (total_ == 1 ? " request" : " requests") << std::flush;
     is_drawn_ = true;
     drawn_at_ = now;
   }

@@ -9,6 +9,7 @@
 #include <numeric>
 #include <optional>
 #include <span>
+#include <string>
 #include <utility>
 
 #include "page_holders.h"
@@ -39,7 +40,7 @@ std::int64_t num_distinct_blocks(const std::vector<Request>& requests) {
   return std::ssize(blocks);
 }
 
-// Pages that no replay of these requests can use up.
+// Pages that no replay of these requests can use up. Throws for more than a pool can have.
 std::int64_t enough_pages(const std::vector<Request>& requests, const ReplayOptions& options) {
   const int page_size = std::max(options.page_size, 1);
   // Those of the requests that run, with a copy to write for each: no more than the largest have.
@@ -58,7 +59,13 @@ std::int64_t enough_pages(const std::vector<Request>& requests, const ReplayOpti
       sum += 1 + (options.cache_output ? pages_for(request.output_length, page_size) : 0);
     }
   }
-  return std::min<std::int64_t>(sum, std::numeric_limits<PageId>::max());
+  constexpr std::int64_t kMost = std::numeric_limits<PageId>::max();
+  if (sum > kMost) {
+    throw InvalidArgumentError("pages: the requests may take " + std::to_string(sum) +
+                               ", a pool has at most " + std::to_string(kMost) +
+                               "; say how many it has, or take larger pages");
+  }
+  return sum;
 }
 
 class Replay {
@@ -78,9 +85,13 @@ class Replay {
     const auto start = std::chrono::steady_clock::now();
     while (next_ < requests_.size() || !preempted_.empty() || !running_.empty()) {
       admit();
-      generate();
-      sample();
-      finish();
+      if (!running_.empty()) {
+        generate();
+        sample();
+        finish();
+      } else if (pool_is_short_) {
+        throw Error("replay: a request that fits the pool cannot start in it");
+      }
       if (on_progress) on_progress(num_ended_);
     }
     const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;

@@ -50,12 +50,13 @@ struct ReplayResult {
 // the input to the cache. At its end it gives the input's last page too, with what it generated
 // there (or a filler, where that is less). When the pool is short in mid-generation, the youngest
 // request gives up its pages and begins again later. One that no pool of this size can hold is
-// dropped.
+// dropped, which takes no step.
 //
 // A block is found when the request starts over all of its tokens, but for the input's last one,
 // which is always left to compute. Blocks and tokens of a request count at its first admission.
 // `on_progress` hears how many requests have ended. Memory: what the cache takes for its pages, 16
-// bytes a page of the pool, and the trace. Throws Error for options that make no pool.
+// bytes a page of the pool, and the trace. Throws InvalidArgumentError for options that make no
+// pool, and where an unlimited one could come to more pages than a pool can have.
 ReplayResult replay(const std::vector<Request>& requests, const ReplayOptions& options,
                     const std::function<void(std::int64_t)>& on_progress = {});
 

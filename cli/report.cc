@@ -6,20 +6,14 @@
 #include <nlohmann/json.hpp>
 #include <ostream>
 
+#include "counted.h"
+
 namespace seqattn::cli {
 namespace {
 
 double ratio(double part, double whole) { return whole == 0 ? 0 : part / whole; }
 double ratio(std::int64_t part, std::int64_t whole) {
   return ratio(static_cast<double>(part), static_cast<double>(whole));
-}
-
-// 1234567 as "1,234,567".
-std::string grouped(std::int64_t number) {
-  std::string digits = std::to_string(number);
-  for (auto i = std::ssize(digits) - 3; i > 0; i -= 3)
-    digits.insert(static_cast<std::size_t>(i), 1, ',');
-  return digits;
 }
 
 std::string percent(std::int64_t part, std::int64_t whole) {
@@ -60,7 +54,7 @@ void print_table(std::ostream& out, const Report& report) {
   row("  found", grouped(r.num_tokens_found), percent(r.num_tokens_found, r.num_tokens));
   row("generated tokens", grouped(r.num_tokens_generated));
   row("pages of the pool", is_unlimited ? "unlimited" : grouped(r.num_pages),
-      "of " + std::to_string(report.options.page_size) + " tokens, policy " +
+      "of " + counted(report.options.page_size, "token") + ", policy " +
           to_string(report.options.policy));
   row("  taken, at most", grouped(r.peak_pages));
   row("  taken, on average", mean(r.mean_pages));
@@ -70,7 +64,7 @@ void print_table(std::ostream& out, const Report& report) {
   row("refused admissions", grouped(r.num_refused), "had to wait for pages");
   row("preempted requests", grouped(r.num_preempted), "began again");
   row("decode steps", grouped(r.num_steps),
-      "at most " + grouped(report.options.concurrency) + " requests side by side");
+      "at most " + counted(report.options.concurrency, "request") + " side by side");
   row("operations", grouped(r.num_operations),
       grouped(std::llround(ratio(static_cast<double>(r.num_operations), r.seconds))) + " a second");
 }

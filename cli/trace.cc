@@ -62,7 +62,7 @@ Request parse_request(const std::string& line) {
   if (!ids.is_array()) refuse("hash_ids", ids.type_name(), "an array");
   const std::int64_t num_blocks = (request.input_length - 1) / kBlockTokens + 1;
   if (static_cast<std::int64_t>(ids.size()) != num_blocks) {
-    refuse("hash_ids", std::to_string(ids.size()) + " ids",
+    refuse("hash_ids", std::to_string(ids.size()) + (ids.size() == 1 ? " id" : " ids"),
            std::to_string(num_blocks) + ", one for each 512 tokens of the input");
   }
   request.hash_ids.reserve(ids.size());

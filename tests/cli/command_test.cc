@@ -3,16 +3,21 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <png.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <sstream>
+#include <streambuf>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "command_fixture.h"
 #include "plot.h"
 
 namespace seqattn::cli {
@@ -21,66 +26,9 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
-using ::testing::StartsWith;
 
-class Command : public ::testing::Test {
- protected:
-  Command()
-      : folder_(std::filesystem::path(::testing::TempDir()) /
-                ("seqattn_" +
-                 std::string(::testing::UnitTest::GetInstance()->current_test_info()->name()))) {
-    std::filesystem::create_directories(folder_);
-  }
-  ~Command() override { std::filesystem::remove_all(folder_); }
-
-  std::string path(const std::string& name) const { return (folder_ / name).string(); }
-  std::string write(const std::string& text) const {
-    std::ofstream(path("trace.jsonl")) << text;
-    return path("trace.jsonl");
-  }
-  // The trace that lies beside the tests.
-  static std::string small_trace() { return SEQATTN_TEST_DATA "/small_trace.jsonl"; }
-
-  int run(std::vector<std::string> arguments, bool is_terminal = false) {
-    std::ostringstream out, err;
-    const int status = run_command(std::move(arguments), out, err, is_terminal);
-    out_ = out.str();
-    err_ = err.str();
-    return status;
-  }
-
-  std::filesystem::path folder_;
-  std::string out_, err_;
-};
-
-constexpr const char* kGood =
-    R"({"timestamp": 0, "input_length": 5, "output_length": 2, "hash_ids": [1]})";
-
-TEST_F(Command, HelpNamesEveryOption) {
-  EXPECT_EQ(run({"replay", "--help"}), 0);
-  for (const char* option : {"TRACE", "--pages", "--page-size", "--policy", "--concurrency",
-                             "--cache-output", "--plot", "--json", "--strict"}) {
-    EXPECT_THAT(out_, HasSubstr(option));
-  }
-  EXPECT_EQ(run({"--help"}), 0);
-  EXPECT_THAT(out_, HasSubstr("replay"));
-  EXPECT_EQ(run({"--version"}), 0);
-  EXPECT_THAT(out_, StartsWith("0."));
-}
-
-TEST_F(Command, WrongArgumentsAreNamed) {
-  EXPECT_NE(run({}), 0);
-  EXPECT_NE(run({"replay"}), 0);
-  EXPECT_THAT(err_, HasSubstr("TRACE is required"));
-  EXPECT_NE(run({"replay", small_trace(), "--policy", "best"}), 0);
-  EXPECT_THAT(err_, HasSubstr("--policy"));
-  EXPECT_NE(run({"replay", small_trace(), "--pages", "-1"}), 0);
-  EXPECT_THAT(err_, HasSubstr("--pages"));
-  EXPECT_NE(run({"replay", small_trace(), "--page-size", "0"}), 0);
-  EXPECT_NE(run({"replay", small_trace(), "--concurrency", "0"}), 0);
-  EXPECT_NE(run({"replay", small_trace(), "--unknown"}), 0);
-  EXPECT_THAT(out_, IsEmpty());
-}
+using Command = testing::Command;
+using testing::kGood;
 
 TEST_F(Command, PrintsATable) {
   EXPECT_EQ(run({"replay", small_trace(), "--pages", "200", "--concurrency", "4"}), 0);
@@ -117,10 +65,47 @@ TEST_F(Command, NamesMalformedLinesAndGoesOn) {
 TEST_F(Command, CountsMalformedLinesPastTheFirstFew) {
   std::string text;
   for (int i = 0; i < 50; ++i) text += "no\n";
-  ASSERT_EQ(run({"replay", write(text)}), 0);
+  ASSERT_EQ(run({"replay", write(text + kGood)}), 0);
   EXPECT_THAT(err_, HasSubstr(":20: no JSON"));
   EXPECT_THAT(err_, Not(HasSubstr(":21: no JSON")));
-  EXPECT_THAT(err_, HasSubstr("30 more malformed lines"));
+  EXPECT_THAT(err_, HasSubstr("30 more malformed lines\n"));
+  text.resize(text.size() - 29 * std::string("no\n").size());
+  ASSERT_EQ(run({"replay", write(text + kGood)}), 0);
+  EXPECT_THAT(err_, HasSubstr("1 more malformed line\n"));
+}
+
+TEST_F(Command, ATraceWithoutARequestIsNoTrace) {
+  for (const char* text : {"", "\n \n", "no\n{}\n"}) {
+    const std::string trace = write(text);
+    EXPECT_EQ(run({"replay", trace, "--json", "--plot", path("plot.png")}), 1);
+    EXPECT_THAT(err_, HasSubstr("seqattn: " + trace + ": no request in it; expected one JSON"));
+    EXPECT_THAT(out_, IsEmpty());
+    EXPECT_FALSE(std::filesystem::exists(path("plot.png")));
+  }
+}
+
+TEST_F(Command, OneOfAThingIsNotMany) {
+  const std::string trace = write(kGood);
+  ASSERT_EQ(run({"replay", trace, "--page-size", "1"}, /*is_terminal=*/true), 0);
+  EXPECT_THAT(out_, HasSubstr("at most 1 request side by side"));
+  EXPECT_THAT(out_, HasSubstr("of 1 token, policy"));
+  EXPECT_THAT(err_, HasSubstr("] 1 of 1 request\r"));
+  ASSERT_EQ(run({"replay", trace, "--concurrency", "1000"}), 0);
+  EXPECT_THAT(out_, HasSubstr("at most 1,000 requests side by side"));
+  EXPECT_THAT(out_, HasSubstr("of 16 tokens, policy"));
+}
+
+// docs/replay.md has every key in backticks.
+TEST_F(Command, EveryKeyOfTheJsonIsInTheDocs) {
+  std::ifstream in(SEQATTN_DOCS "/replay.md");
+  const std::string docs(std::istreambuf_iterator<char>(in), {});
+  ASSERT_EQ(run({"replay", small_trace(), "--json"}), 0);
+  const auto json = nlohmann::json::parse(out_);
+  for (const auto& [key, value] : json.items()) {
+    EXPECT_THAT(docs, HasSubstr("`" + key + "`"));
+    if (!value.is_object()) continue;
+    for (const auto& [option, _] : value.items()) EXPECT_THAT(docs, HasSubstr("`" + option + "`"));
+  }
 }
 
 TEST_F(Command, StrictStopsAtTheFirst) {
@@ -135,8 +120,53 @@ TEST_F(Command, FilesThatCannotBeUsedAreNamed) {
   EXPECT_EQ(run({"replay", path("nowhere.jsonl")}), 1);
   EXPECT_THAT(err_, HasSubstr("nowhere.jsonl: No such file"));
   EXPECT_EQ(run({"replay", path("")}), 1);
-  EXPECT_EQ(run({"replay", small_trace(), "--plot", path("nowhere/plot.png")}), 1);
-  EXPECT_THAT(err_, HasSubstr("nowhere/plot.png"));
+}
+
+TEST_F(Command, APlotThatCannotBeWrittenIsNamedBeforeTheRun) {
+  for (const auto& [plot, reason] :
+       {std::pair(path("nowhere/plot.png"), "No such file"), std::pair(path(""), "Is a directory"),
+        std::pair(path("plots/"), "Is a directory"),
+        std::pair(small_trace() + "/plot.png", "Not a directory")}) {
+    EXPECT_EQ(run({"replay", path("no_trace"), "--plot", plot}), 1);
+    EXPECT_THAT(err_, HasSubstr("seqattn: " + plot + ": " + reason));
+    EXPECT_THAT(out_, IsEmpty());
+  }
+  if (geteuid() == 0) return;  // who may write everywhere
+  const std::string shut = path("shut.png");
+  std::ofstream(shut) << "kept";
+  std::filesystem::permissions(shut, std::filesystem::perms::owner_read);
+  EXPECT_EQ(run({"replay", small_trace(), "--plot", shut}), 1);
+  EXPECT_THAT(err_, HasSubstr("shut.png: Permission denied"));
+}
+
+TEST_F(Command, AnAnswerThatCannotBeWrittenIsAnError) {
+  struct FullDisk : std::streambuf {
+  } full;  // takes nothing
+  std::ostream out(&full);
+  std::ostringstream err;
+  for (const char* form : {"--json", "--strict"}) {
+    EXPECT_EQ(run_command({"replay", small_trace(), form}, out, err, false), 1);
+    EXPECT_THAT(err.str(), HasSubstr("seqattn: writing the answer failed"));
+    out.clear();
+    err.str("");
+  }
+}
+
+TEST_F(Command, APoolBeyondMemoryNamesTheWayOut) {
+#ifdef SEQATTN_SANITIZE
+  GTEST_SKIP() << "sanitizers keep more address space than the limit of this test";
+#endif
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_AS, &before), 0);
+  rlimit limit = before;
+  limit.rlim_cur = rlim_t{1} << 30;
+  ASSERT_EQ(setrlimit(RLIMIT_AS, &limit), 0);
+  const int status = run({"replay", small_trace(), "--pages", "2147483647"});
+  ASSERT_EQ(setrlimit(RLIMIT_AS, &before), 0);
+  EXPECT_EQ(status, 1);
+  EXPECT_THAT(err_,
+              HasSubstr("seqattn: out of memory: a pool takes some 16 bytes a page; --pages"));
+  EXPECT_THAT(out_, IsEmpty());
 }
 
 TEST_F(Command, ATerminalGetsAProgressBar) {
@@ -146,66 +176,31 @@ TEST_F(Command, ATerminalGetsAProgressBar) {
 }
 
 // Reads the picture back, with nothing of the program's own.
-TEST_F(Command, PlotsThePages) {
-  ASSERT_EQ(run({"replay", small_trace(), "--pages", "300", "--plot", path("plot.png")}), 0);
+std::int64_t num_pixels(const std::string& path, const Colour& colour) {
   png_image image{};
   image.version = PNG_IMAGE_VERSION;
-  ASSERT_NE(png_image_begin_read_from_file(&image, path("plot.png").c_str()), 0) << image.message;
+  if (png_image_begin_read_from_file(&image, path.c_str()) == 0) return -1;
   image.format = PNG_FORMAT_RGB;
   std::vector<std::uint8_t> pixels(PNG_IMAGE_SIZE(image));
-  ASSERT_NE(png_image_finish_read(&image, nullptr, pixels.data(), 0, nullptr), 0);
+  if (png_image_finish_read(&image, nullptr, pixels.data(), 0, nullptr) == 0) return -1;
   EXPECT_EQ(image.width, 1200u);
   EXPECT_EQ(image.height, 580u);
-  for (const Colour& colour : {kInUseColour, kCachedColour, kFreeColour}) {
-    std::int64_t count = 0;
-    for (std::size_t i = 0; i < pixels.size(); i += 3) {
-      count += Colour{pixels[i], pixels[i + 1], pixels[i + 2]} == colour;
-    }
-    EXPECT_GT(count, 2000);
+  std::int64_t count = 0;
+  for (std::size_t i = 0; i < pixels.size(); i += 3) {
+    count += Colour{pixels[i], pixels[i + 1], pixels[i + 2]} == colour;
   }
+  return count;
 }
 
-TEST(Plot, AreasAreAsHighAsTheirPages) {
-  const std::vector<Sample> samples = {{0, 25, 50, 25}, {1, 0, 100, 0}};
-  const Picture picture = plot_pages(samples, 100);
-  const auto at = [&](double x, double y) {  // from the lower left, both from 0 to 1
-    return picture.at(
-        kPlotArea.left + static_cast<int>(x * kPlotArea.width),
-        kPlotArea.top + kPlotArea.height - 1 - static_cast<int>(y * (kPlotArea.height - 1)));
-  };
-  EXPECT_EQ(at(0.26, 0.05), kInUseColour);
-  EXPECT_EQ(at(0.26, 0.24), kInUseColour);
-  EXPECT_EQ(at(0.26, 0.26), kCachedColour);
-  EXPECT_EQ(at(0.26, 0.74), kCachedColour);
-  EXPECT_EQ(at(0.26, 0.76), kFreeColour);
-  EXPECT_EQ(at(0.76, 0.05), kCachedColour);
-  EXPECT_EQ(at(0.76, 0.98), kCachedColour);
-}
-
-TEST(Plot, OfNothingIsFree) {
-  const Picture picture = plot_pages({}, 0);
-  EXPECT_EQ(picture.at(kPlotArea.left + 5, kPlotArea.top + 5), kFreeColour);
-}
-
-TEST(Plot, ShortensNumbers) {
-  EXPECT_EQ(short_number(0), "0");
-  EXPECT_EQ(short_number(999), "999");
-  EXPECT_EQ(short_number(20'000), "20K");
-  EXPECT_EQ(short_number(1'500'000), "1.5M");
-  EXPECT_EQ(short_number(5e9), "5G");
-}
-
-TEST(Picture, WritesLettersAndLeavesOutWhatLiesOutside) {
-  const Colour ink{1, 2, 3}, paper{255, 255, 255};
-  Picture picture(20, 10, paper);
-  picture.write(1, 1, "1", ink, 1);
-  EXPECT_EQ(picture.at(3, 1), ink);    // its top
-  EXPECT_EQ(picture.at(1, 1), paper);  // beside it
-  EXPECT_EQ(picture.at(3, 7), ink);    // its foot
-  picture.fill(-5, 8, 100, 100, ink);
-  EXPECT_EQ(picture.at(0, 9), ink);
-  EXPECT_EQ(picture.at(19, 8), ink);
-  EXPECT_EQ(picture.at(19, 7), paper);
+TEST_F(Command, PlotsThePages) {
+  const std::string plot = path("plot.png");
+  ASSERT_EQ(run({"replay", small_trace(), "--pages", "300", "--plot", plot}), 0);
+  for (const Colour& colour : {kInUseColour, kCachedColour, kFreeColour}) {
+    EXPECT_GT(num_pixels(plot, colour), 2000);
+  }
+  ASSERT_EQ(run({"replay", small_trace(), "--plot", plot}), 0);  // replaces it
+  EXPECT_GT(num_pixels(plot, kInUseColour), 2000);
+  EXPECT_EQ(num_pixels(plot, kFreeColour), 0);
 }
 
 }  // namespace

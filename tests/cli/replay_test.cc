@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "lru_simulation.h"
@@ -200,6 +201,23 @@ TEST(Replay, ARequestLargerThanThePoolIsDropped) {
   EXPECT_EQ(result.num_dropped, 1);
   EXPECT_EQ(result.num_blocks, 2);
   EXPECT_EQ(result.peak_pages, 4);
+  EXPECT_EQ(result.num_steps, 5);
+}
+
+TEST(Replay, WhereEveryRequestIsDroppedThereIsNoStep) {
+  ReplayOptions options;
+  options.num_pages = 4;
+  std::vector<Request> trace = {{65, 1, {1}}, {400, 0, {2}}};
+  std::int64_t num_ended = 0;
+  ReplayResult result = replay(trace, options, [&](std::int64_t n) { num_ended = n; });
+  EXPECT_EQ(result.num_dropped, 2);
+  EXPECT_EQ(num_ended, 2);
+  EXPECT_EQ(result.num_steps, 0);
+  EXPECT_TRUE(result.samples.empty());
+  trace.insert(trace.begin(), {10, 3, {5}});  // nor behind the last one that runs
+  result = replay(trace, options);
+  EXPECT_EQ(result.num_steps, 3);
+  EXPECT_EQ(result.num_dropped, 2);
 }
 
 // A copy of the page that is found in part would take one page too many.
@@ -233,6 +251,16 @@ TEST(Replay, RefusesOptionsThatMakeNoSense) {
   EXPECT_THROW(replay({}, options), InvalidArgumentError);
   options.page_size = 16;
   EXPECT_EQ(replay({}, options).num_steps, 0);
+}
+
+TEST(Replay, AnUnlimitedPoolBeyondWhatAPoolCanHaveIsRefused) {
+  const std::vector<Request> trace = {{5, 2'147'483'647, {1}}};
+  try {
+    replay(trace, {.page_size = 1});
+    FAIL() << "expected an error";
+  } catch (const InvalidArgumentError& error) {
+    EXPECT_NE(std::string(error.what()).find("a pool has at most 2147483647"), std::string::npos);
+  }
 }
 
 TEST(Samples, StayFewAndEvenlySpaced) {

@@ -52,6 +52,8 @@ TEST(Trace, SaysWhatIsWrong) {
               HasSubstr("input_length: got 18446744073709551615"));
   EXPECT_THAT(error_of(head + R"("input_length": 5, "hash_ids": 1})"),
               HasSubstr("hash_ids: got number; expected an array"));
+  EXPECT_THAT(error_of(head + R"("input_length": 513, "hash_ids": [1]})"),
+              HasSubstr("hash_ids: got 1 id; expected 2, one for each 512 tokens"));
   EXPECT_THAT(error_of(head + R"("input_length": 512, "hash_ids": [1, 2]})"),
               HasSubstr("hash_ids: got 2 ids; expected 1, one for each 512 tokens"));
   EXPECT_THAT(error_of(head + R"("input_length": 5, "hash_ids": [4194304]})"),
