@@ -97,12 +97,17 @@ class SEQATTN_EXPORT SequenceStateError : public Error {
 // system's own words.
 class SEQATTN_EXPORT FileError : public Error {
  public:
-  FileError(const std::string& message, int code) : Error(message), code_(code) {}
+  FileError(const std::string& message, int code, std::string path = {})
+      : Error(message), code_(code), path_(std::make_shared<const std::string>(std::move(path))) {}
   ~FileError() override;
   int code() const noexcept { return code_; }  // errno; 0 where the system had no say
+  // The file that was asked for, also where a temporary one or its folder was refused; empty where
+  // that is not known.
+  const std::string& path() const noexcept { return *path_; }
 
  private:
   int code_;
+  std::shared_ptr<const std::string> path_;  // so that copies cannot fail
 };
 
 // A device failed; the message holds the call and the device's own words.

@@ -560,7 +560,7 @@ class PrefixCache:
         """
         Gives the cache the whole pages of the sequence's first tokens, which are these; returns how many pages are new to it.
 
-        What is there already stays and counts as used. Pages of a lower priority are evicted first; before all others go those not used for ttl seconds. Raises UnknownSequenceError; InvalidArgumentError for more tokens than the sequence has, tokens that were dropped, a page that is cached under other tokens or another salt.
+        What is there already stays and counts as used. Pages of a lower priority are evicted first; before all others go those not used for ttl seconds (at least a nanosecond; None: no limit). Raises UnknownSequenceError; InvalidArgumentError for more tokens than the sequence has, tokens that were dropped, a page that is cached under other tokens or another salt.
         """
 
     def evict(self, num_pages: SupportsIndex) -> int:
@@ -577,7 +577,9 @@ class PrefixCache:
         """
 
     def drain_events(self) -> list[seqattn._types.CacheEvent]:
-        """Takes the events since the last call, oldest first."""
+        """
+        Takes the events since the last call, oldest first. What this raises loses none.
+        """
 
     def stats(self) -> seqattn._types.PrefixCacheStats:
         """Counts of pages, matches, tokens and evictions."""

@@ -1,5 +1,7 @@
 """The exceptions of the library; the names, and what derives from what, are those of C++."""
 
+from typing import Any
+
 
 class Error(Exception):
     """Every exception of the library. A call that raises has changed nothing."""
@@ -45,12 +47,26 @@ class SequenceStateError(Error):
 
 
 class FileError(Error, OSError):
-    """The system refused to open, read or write a file; `errno` says why, 0 where the system had no say."""
+    """The system refused to open, read or write a file.
 
-    def __init__(self, message: str = "", errno: int = 0) -> None:
+    `errno` says why, 0 where the system had no say; `filename` is the file that was asked for, None where not known.
+    """
+
+    __str__ = Exception.__str__  # OSError's own leaves the message out where there is a filename
+
+    def __init__(self, message: str = "", errno: int = 0, filename: str | None = None) -> None:
         super().__init__(message)
         self.errno = errno
+        self.filename = filename
+
+    def __reduce__(self) -> tuple[Any, ...]:  # OSError's own forgets both
+        return type(self), (str(self), self.errno, self.filename)
 
 
 class BackendError(Error):
     """A device failed; the message holds the call and the device's own words."""
+
+
+# Where users find them, for tracebacks and pickles.
+for _error in [Error, *Error.__subclasses__()]:
+    _error.__module__ = "seqattn"

@@ -88,7 +88,12 @@ std::vector<T> ints_of_iterable(nb::handle list, std::string_view name) {
 void throw_type_error(const std::string& message) { nb::raise_type_error("%s", message.c_str()); }
 
 std::string class_name(nb::handle object) {
-  return object.is_none() ? "None" : nb::cast<std::string>(nb::inst_name(object));
+  if (object.is_none()) return "None";
+  auto name = nb::cast<std::string>(nb::inst_name(object));
+  for (const std::string_view inner : {"seqattn._core.", "seqattn._types."}) {
+    if (name.starts_with(inner)) name.replace(0, inner.size(), "seqattn.");  // where users find it
+  }
+  return name;
 }
 
 std::optional<std::int64_t> as_int64(nb::handle number) {

@@ -2,6 +2,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include <list>
 #include <memory>
 #include <shared_mutex>
 #include <vector>
@@ -68,6 +69,8 @@ struct Cache {
   nb::object clock;                        // not set without one
   CallableReclaimer* reclaimer = nullptr;  // of the pool
   std::unique_ptr<PrefixCache> cache;
+  // Taken out of the cache, but not handed over.
+  mutable std::list<std::vector<CacheEvent>> undelivered = {};
   // For every call but those of the garbage collector.
   PrefixCache& prefixes() const {
     reclaimer->require_idle();

@@ -2,6 +2,8 @@
 
 #include <nanobind/nanobind.h>
 
+#include <cstring>
+
 #include "seqattn/error.h"
 
 namespace nb = nanobind;
@@ -21,6 +23,12 @@ void raise(const char* name, const char* format, Args... args) {
   if (error.is_valid()) PyErr_SetObject(type.ptr(), error.ptr());
 }
 
+// A message with a path in it, whose bytes need not be UTF-8.
+PyObject* printable(const char* message) {
+  return PyUnicode_DecodeUTF8(message, static_cast<Py_ssize_t>(std::strlen(message)),
+                              "backslashreplace");
+}
+
 void translate(const std::exception_ptr& exception, void*) {
   try {
     std::rethrow_exception(exception);
@@ -36,9 +44,11 @@ void translate(const std::exception_ptr& exception, void*) {
   } catch (const UnsupportedError& e) {
     raise("UnsupportedError", "(s)", e.what());
   } catch (const SequenceStateError& e) {
-    raise("SequenceStateError", "(s)", e.what());
+    raise("SequenceStateError", "(N)", printable(e.what()));
   } catch (const FileError& e) {
-    raise("FileError", "si", e.what(), e.code());
+    PyObject* const path =
+        e.path().empty() ? Py_NewRef(Py_None) : PyUnicode_DecodeFSDefault(e.path().c_str());
+    raise("FileError", "NiN", printable(e.what()), e.code(), path);
   } catch (const BackendError& e) {
     raise("BackendError", "(s)", e.what());
   } catch (const Error& e) {

@@ -1,10 +1,13 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <list>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "arguments.h"
 #include "classes.h"
@@ -101,7 +104,11 @@ nb::object match(nb::handle self, const Ints& tokens, const Any& salt, bool is_u
 std::int64_t insert(const Cache& self, const Any& descriptor, const Int& seq_id, const Ints& tokens,
                     const Any& salt, const Int& priority, const Any& ttl) {
   InsertOptions options{.priority = to_int(priority, "priority")};
-  if (!ttl.is_none()) options.ttl = to_nanoseconds(ttl, "ttl");
+  if (!ttl.is_none()) {
+    options.ttl = to_nanoseconds(ttl, "ttl");
+    require(options.ttl.count() >= 1, "ttl: got ", nb::repr(ttl).c_str(),
+            " seconds; expected at least 1e-9, a nanosecond, or None for no limit");
+  }
   CacheDescriptor& sequences = to_descriptor(descriptor);
   const std::int64_t id = to_int64(seq_id, "seq_id");
   const auto list = to_ints<TokenId>(tokens, "tokens");
@@ -117,15 +124,27 @@ void attach(const Cache& self, const Any& descriptor, const Int& seq_id, const A
   self.prefixes().attach(to_descriptor(descriptor), to_int64(seq_id, "seq_id"), given->handle);
 }
 
+// What one call takes out of the cache and cannot turn into objects waits for the next call.
 nb::list drain_events(const Cache& self) {
   constexpr const char* kKinds[] = {"stored", "hit", "evicted", "cleared"};
   const nb::object type = type_of("CacheEvent");
-  nb::list events;
-  for (const CacheEvent& event : self.prefixes().drain_events()) {
-    events.append(type(kKinds[static_cast<int>(event.kind)], event.number, from_salt(event.salt),
-                       event.block, event.parent, event.num_tokens, event.tokens));
+  std::list<std::vector<CacheEvent>> taken(1);
+  taken.back() = self.prefixes().drain_events();
+  taken.splice(taken.begin(), self.undelivered);
+  try {
+    nb::list events;
+    for (const std::vector<CacheEvent>& part : taken) {
+      for (const CacheEvent& event : part) {
+        events.append(type(kKinds[static_cast<int>(event.kind)], event.number,
+                           from_salt(event.salt), event.block, event.parent, event.num_tokens,
+                           event.tokens));
+      }
+    }
+    return events;
+  } catch (...) {
+    self.undelivered.splice(self.undelivered.begin(), taken);
+    throw;
   }
-  return events;
 }
 
 nb::object stats(const Cache& self) {
@@ -202,7 +221,9 @@ void bind_use(nb::class_<Cache>& cls) {
            "Gives the cache the whole pages of the sequence's first tokens, which are these; "
            "returns how many pages are new to it.\n\n"
            "What is there already stays and counts as used. Pages of a lower priority are evicted "
-           "first; before all others go those not used for ttl seconds. Raises "
+           "first; before all others go those not used for ttl seconds (at least a nanosecond; "
+           "None: "
+           "no limit). Raises "
            "UnknownSequenceError; InvalidArgumentError for more tokens than the sequence has, "
            "tokens that were dropped, a page that is cached under other tokens or another salt.");
 }
@@ -224,7 +245,7 @@ void bind_eviction(nb::class_<Cache>& cls) {
           "Drops every page; sequences keep theirs. Raises PinnedError while handles live.")
       .def("drain_events", &drain_events,
            nb::sig("def drain_events(self) -> list[seqattn._types.CacheEvent]"),
-           "Takes the events since the last call, oldest first.")
+           "Takes the events since the last call, oldest first. What this raises loses none.")
       .def("stats", &stats, nb::sig("def stats(self) -> seqattn._types.PrefixCacheStats"),
            "Counts of pages, matches, tokens and evictions.")
       .def(

@@ -17,19 +17,26 @@ namespace {
 
 namespace fs = std::filesystem;
 
-[[noreturn]] void fail(const char* call, const fs::path& path, int code) {
+[[noreturn]] void fail(const char* call, const fs::path& path, int code, const fs::path& asked) {
   throw FileError(concat(call, " ", path.string(), ": ", std::generic_category().message(code)),
-                  code);
+                  code, asked.string());
+}
+[[noreturn]] void fail(const char* call, const fs::path& path, int code) {
+  fail(call, path, code, path);
 }
 
 // Repeats a call that a signal interrupts; throws FileError where it fails.
 template <class Call>
-auto checked(const char* name, const fs::path& path, const Call& call) {
+auto checked(const char* name, const fs::path& path, const fs::path& asked, const Call& call) {
   for (;;) {
     const auto result = call();
     if (result >= 0) return result;
-    if (errno != EINTR) fail(name, path, errno);
+    if (errno != EINTR) fail(name, path, errno, asked);
   }
+}
+template <class Call>
+auto checked(const char* name, const fs::path& path, const Call& call) {
+  return checked(name, path, path, call);
 }
 
 // The file that is to be replaced: where a link points, for a link to one.
@@ -41,7 +48,7 @@ fs::path target_of(const fs::path& path) {
   if (!fs::is_regular_file(status)) {
     throw FileError(concat("open ", path.string(),
                            ": no regular file; expected one to replace, or a name that is free"),
-                    0);
+                    0, path.string());
   }
   fs::path target = fs::canonical(path, error);
   if (error) fail("open", path, error.value());
@@ -61,8 +68,9 @@ fs::path temporary_beside(const fs::path& path) {
 
 }  // namespace
 
-FileDescriptor::FileDescriptor(const fs::path& path, int flags)
-    : fd_(checked("open", path, [&] { return ::open(path.c_str(), flags | O_CLOEXEC, 0666); })) {}
+FileDescriptor::FileDescriptor(const fs::path& path, int flags, const fs::path& asked)
+    : fd_(checked("open", path, asked,
+                  [&] { return ::open(path.c_str(), flags | O_CLOEXEC, 0666); })) {}
 
 FileDescriptor::~FileDescriptor() {
   if (fd_ >= 0) ::close(fd_);
@@ -91,7 +99,7 @@ void FileDescriptor::close(const fs::path& path) {
 AtomicFile::AtomicFile(const fs::path& path)
     : target_(target_of(path)),
       temporary_(temporary_beside(target_)),
-      file_(temporary_, O_WRONLY | O_CREAT | O_EXCL) {
+      file_(temporary_, O_WRONLY | O_CREAT | O_EXCL, target_) {
   try {
     file_.take_permissions_of(target_);
   } catch (...) {
@@ -117,7 +125,7 @@ void AtomicFile::commit() {
   file_.close(target_);
   // Before the name changes, so that nothing fails behind it but the disk.
   const fs::path folder = folder_of(target_);
-  const FileDescriptor directory(folder, O_RDONLY | O_DIRECTORY);
+  const FileDescriptor directory(folder, O_RDONLY | O_DIRECTORY, target_);
   checked("rename", target_, [&] { return ::rename(temporary_.c_str(), target_.c_str()); });
   is_committed_ = true;
   try {
@@ -127,7 +135,7 @@ void AtomicFile::commit() {
     throw FileError(concat(error.what(), ": ", target_.string(),
                            " is the new file, but a crash may"
                            " bring the old one back"),
-                    error.code());
+                    error.code(), target_.string());
   }
 }
 

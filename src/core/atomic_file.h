@@ -9,10 +9,12 @@
 
 namespace seqattn {
 
-// An open file. Throws FileError.
+// An open file. Throws FileError, of the file that was asked for where this is another one.
 class FileDescriptor {
  public:
-  FileDescriptor(const std::filesystem::path& path, int flags);
+  FileDescriptor(const std::filesystem::path& path, int flags)
+      : FileDescriptor(path, flags, path) {}
+  FileDescriptor(const std::filesystem::path& path, int flags, const std::filesystem::path& asked);
   ~FileDescriptor();
   FileDescriptor(const FileDescriptor&) = delete;
   FileDescriptor& operator=(const FileDescriptor&) = delete;

@@ -101,8 +101,10 @@ std::int64_t PrefixCache::insert(const CacheDescriptor& descriptor, SeqId seq_id
   check_pool(descriptor, state.pool);
   const SequenceData& sequence = descriptor.sequence(seq_id);
   const std::int64_t length = sequence.length;  // a pending tree lies behind
-  require(sequence.kept_from() == 0, "seq_id: got sequence ", seq_id,
-          ", of which a window or keep has dropped tokens; expected one that holds them all");
+  require(
+      sequence.kept_from() == 0, "seq_id: got sequence ", seq_id,
+      ", of which a window or keep has dropped tokens; expected one that holds them all: insert "
+      "it earlier, as a prompt behind its prefill, before it grows or keep picks from it");
   require(static_cast<std::int64_t>(tokens.size()) <= length, "tokens: got ", tokens.size(),
           " for sequence ", seq_id, " of length ", length, "; expected no more than that");
   require(options.ttl.count() > 0, "ttl: got ", options.ttl.count(), " ns; expected more than 0");

@@ -1,6 +1,8 @@
+import errno
 import pickle
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,20 @@ def test_the_hierarchy_of_errors():
     assert not issubclass(seqattn.Error, (ValueError, KeyError))
 
 
+def test_errors_and_messages_name_what_users_import():
+    for name in (name for name in seqattn.__all__ if name.endswith("Error")):
+        error = getattr(seqattn, name)
+        assert error.__module__ == "seqattn"
+        assert pickle.loads(pickle.dumps(error)) is error
+    try:
+        seqattn.PagePool(2).allocate(3)
+    except seqattn.NoPageError as error:
+        assert traceback.format_exception_only(error)[-1].startswith("seqattn.NoPageError: ")
+    for wrong, name in ((seqattn.PagePool(1), "seqattn.PagePool"), (seqattn.SlidingWindow(1, 0), "SlidingWindow")):
+        with pytest.raises(TypeError, match=f"got (seqattn.)?{name};"):
+            seqattn.PagePool(wrong)
+
+
 def test_errors_survive_pickling():
     with pytest.raises(seqattn.NoPageError) as full:
         seqattn.PagePool(2).allocate(3)
@@ -95,6 +111,11 @@ def test_errors_survive_pickling():
         seqattn.CacheDescriptor(seqattn.PagePool(2)).length(7)
     again = pickle.loads(pickle.dumps(unknown.value))
     assert str(again) == str(unknown.value) and again.seq_id == unknown.value.seq_id == 7
+    with pytest.raises(seqattn.FileError) as missing:
+        seqattn.sequence_state_info("no such file")
+    again = pickle.loads(pickle.dumps(missing.value))
+    assert str(again) == str(missing.value) == "open no such file: No such file or directory"
+    assert (again.errno, again.filename) == (errno.ENOENT, "no such file")
 
 
 def test_the_modules_of_the_original_are_there():

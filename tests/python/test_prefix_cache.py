@@ -143,6 +143,50 @@ def test_events_tell_what_is_there():
     assert cache.drain_events() == [] and cache.stats().num_events_lost == 0
 
 
+def test_events_wait_where_they_cannot_be_handed_over(monkeypatch):
+    _, descriptor, cache = make(event_capacity=16)
+    store(descriptor, cache, range(8))
+    made = []
+
+    def fail(*fields):
+        made.append(fields)
+        if len(made) % 2 == 0:
+            raise MemoryError("of mine")
+        return fields
+
+    with monkeypatch.context() as patch:
+        patch.setattr(seqattn._types, "CacheEvent", fail)
+        with pytest.raises(MemoryError, match="of mine"):
+            cache.drain_events()
+        cache.evict(1)
+        with pytest.raises(MemoryError, match="of mine"):
+            cache.drain_events()
+    cache.evict(1)
+    events = cache.drain_events()
+    assert [(event.kind, event.number) for event in events] == [
+        ("stored", 0),
+        ("stored", 1),
+        ("evicted", 2),
+        ("evicted", 3),
+    ]
+    assert cache.drain_events() == [] and cache.stats().num_events_lost == 0
+
+
+def test_a_sequence_that_dropped_tokens_is_refused_with_the_way_out():
+    _, descriptor, cache = make()
+    descriptor.allocate([1], [12])
+    descriptor.set_window(1, 4)
+    assert cache.insert(descriptor, 1, range(8)) == 2  # behind its prefill
+    descriptor.allocate([1], [1])
+    descriptor.allocate([2], [8])
+    descriptor.keep(2, [0, 5])
+    before = snapshot(descriptor), cache.stats()
+    for seq_id in (1, 2):
+        with pytest.raises(InvalidArgumentError, match="insert it earlier, as a prompt behind its prefill"):
+            cache.insert(descriptor, seq_id, [1])
+        assert (snapshot(descriptor), cache.stats()) == before
+
+
 def test_what_is_wrong_is_said_and_changes_nothing():
     pool, descriptor, cache = make()
     _, foreign, other = make()
@@ -154,7 +198,9 @@ def test_what_is_wrong_is_said_and_changes_nothing():
         (UnknownSequenceError, "77", lambda: cache.insert(descriptor, 77, [])),
         (InvalidArgumentError, "got 9 for sequence 1 of length 8", lambda: cache.insert(descriptor, 1, range(9))),
         (InvalidArgumentError, "another pool", lambda: cache.insert(foreign, 1, [])),
-        (InvalidArgumentError, "ttl: got 0 ns", lambda: cache.insert(descriptor, 1, range(4), ttl=0)),
+        (InvalidArgumentError, "ttl: got 0 seconds; expected", lambda: cache.insert(descriptor, 1, range(4), ttl=0)),
+        (InvalidArgumentError, "ttl: got -1.5 seconds", lambda: cache.insert(descriptor, 1, range(4), ttl=-1.5)),
+        (InvalidArgumentError, "a nanosecond, or None", lambda: cache.insert(descriptor, 1, range(4), ttl=9e-10)),
         (InvalidArgumentError, "ttl: got NaN", lambda: cache.insert(descriptor, 1, range(4), ttl=float("nan"))),
         (InvalidArgumentError, "tokens: got 2147483648", lambda: cache.match([2**31])),
         (InvalidArgumentError, "another pool", lambda: cache.attach(foreign, 2, handle)),
@@ -168,7 +214,7 @@ def test_what_is_wrong_is_said_and_changes_nothing():
         (TypeError, "salt: got int", lambda: cache.match([1], 5)),
         (TypeError, "ttl: got str", lambda: cache.insert(descriptor, 1, range(4), ttl="soon")),
         (TypeError, "handle: got list", lambda: cache.attach(descriptor, 2, [])),
-        (TypeError, "descriptor: got seqattn._core.PagePool", lambda: cache.attach(pool, 2, handle)),
+        (TypeError, "descriptor: got seqattn.PagePool;", lambda: cache.attach(pool, 2, handle)),
         (TypeError, "expected a PagedKVCacheManager or a PagePool", lambda: PrefixCache(descriptor)),
         (TypeError, "clock: got float", lambda: PrefixCache(PagePool(4), clock=1.0)),
     ]:

@@ -170,9 +170,24 @@ def test_files_that_cannot_be_opened_are_os_errors(rng, tmp_path):
         with pytest.raises(FileError, match="open .*missing.*: No such file or directory") as error:
             call()
         assert isinstance(error.value, OSError) and error.value.errno == 2
-    with pytest.raises(OSError, match="no regular file"):
+        # What the caller named, not the temporary file beside it.
+        assert error.value.filename in (str(tmp_path / "missing"), str(tmp_path / "missing" / "one"))
+    with pytest.raises(OSError, match="no regular file") as error:
         save_sequence(descriptor, 1, tmp_path)
+    assert (error.value.filename, error.value.errno) == (str(tmp_path), 0)
     assert os.listdir(tmp_path) == []
+    assert FileError("of nobody's").filename is None
+
+
+def test_names_of_files_need_no_encoding(tmp_path):
+    name = os.fsdecode(bytes(tmp_path / "odd") + b"\xff")
+    with pytest.raises(FileError, match=r"open .*odd\\xff: No such file") as error:
+        sequence_state_info(name)
+    assert error.value.filename == name
+    with open(name, "wb") as file:
+        file.write(b"of another kind")
+    with pytest.raises(SequenceStateError, match=r"odd\\xff: does not begin"):
+        sequence_state_info(name)
 
 
 def test_arguments_of_other_types_are_named(rng):
