@@ -374,7 +374,8 @@ void CudaAttention::run_fa3(const Fa2Call& base, std::int64_t num_q_tokens,
   call.out = base.out;
   call.lse = base.lse;
   constexpr int kNoWindow = 1 << 30;  // beyond every position
-  call.window_left = base.window_left < 0 ? kNoWindow : base.window_left;
+  const int window_left = options_.shape.window_left;
+  call.window_left = window_left < 0 ? kNoWindow : window_left;
   call.sm_scale = base.sm_scale;
   call.logits_soft_cap = base.logits_soft_cap;
   check_cuda(kernels_.fa3->run(call, stream), "attention kernel (FA3)");

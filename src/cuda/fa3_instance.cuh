@@ -124,18 +124,62 @@ struct FencedTraits : Base {
   using MainloopPipeline = FencedPipeline<typename Base::MainloopPipeline>;
 };
 
-// The tile's output lies where the next item's values go. FlashInfer tells the producer that it has
-// been read from one warp's view; where no scheduler barrier keeps the warp groups together,
-// another warp may still be reading.
+// Writes a tile's output through shared memory, where the values lay, and its LSEs. In place of
+// FlashInfer's `store`, in which a warp group arrives at the barrier in front of the reads twice,
+// once by arriving and once by waiting, and so passes it without the other: it then writes out what
+// the other has yet to put there. The types are FlashInfer's.
 template <class Traits, bool kHasSchedulerBarrier>
-struct SettledEpilogue : flashinfer::CollectiveEpilogue<Traits> {
+struct Epilogue : flashinfer::CollectiveEpilogue<Traits> {
   using Base = flashinfer::CollectiveEpilogue<Traits>;
-  template <class... Arguments>
-  CUTLASS_DEVICE void store(Arguments&&... arguments) {
-    Base::store(static_cast<Arguments&&>(arguments)...);
-    if constexpr (!kHasSchedulerBarrier) {
-      cutlass::arch::NamedBarrier::sync(Base::NUM_MMA_THREADS,
-                                        static_cast<int>(flashinfer::NamedBarriers::kValueEmpty));
+  using Tile = typename Base::TileShape_PDV;
+
+  // All threads but the producer's.
+  CUTLASS_DEVICE static void meet() {
+    cutlass::arch::NamedBarrier::sync(Base::NUM_MMA_THREADS,
+                                      static_cast<int>(flashinfer::NamedBarriers::kValueEmpty));
+  }
+
+  template <class BlockCoord, class SharedStorage, class Output, class Lse, class TiledMma>
+  CUTLASS_DEVICE void store(const typename Base::Params& params, const Output& output,
+                            const Lse& lse, SharedStorage& shared, TiledMma mma, int thread,
+                            const BlockCoord& coord) {
+    const auto& [q_tile, qo_head, kv_head, q_begin, page_begin, q_len, kv_len, row] = coord;
+    cute::Tensor in_shared =
+        cute::make_tensor(cute::make_smem_ptr(shared.smem_o.data()), typename Base::SmemLayoutO{});
+    const auto copy = cute::make_tiled_copy_C(typename Base::SmemCopyAtomO{}, mma);
+    const auto part = copy.get_thread_slice(thread);
+    cute::Tensor rounded = flashinfer::convert_type<typename Base::DTypeO>(output);
+    meet();  // the values have been read
+    cute::copy(copy, part.retile_S(rounded), part.partition_D(in_shared));
+    if (params.lse_ptr != nullptr) {
+      store_lse(params, lse, mma.get_thread_slice(thread), q_begin, qo_head,
+                q_len - q_tile * Base::CTA_Q, q_tile);
+    }
+    meet();  // the output is there
+    flashinfer::write_O<Base::NUM_COPY_THREADS>(
+        params.O_ptr, typename Base::TiledCopyO{}, params.layout_O, cute::select<0, 1>(Tile{}),
+        in_shared, thread, q_tile, qo_head, q_begin, q_len, /*write_warp_idx=*/0);
+    // FlashInfer tells the producer that the output has been read from one warp's view; where no
+    // scheduler barrier keeps the warp groups together, another may still be reading.
+    if constexpr (!kHasSchedulerBarrier) meet();
+  }
+
+ private:
+  // The thread of a row that holds its first column writes it.
+  template <class Lse, class ThreadMma>
+  CUTLASS_DEVICE static void store_lse(const typename Base::Params& params, const Lse& lse,
+                                       const ThreadMma& part, int q_begin, int qo_head,
+                                       int num_rows, int q_tile) {
+    using cute::_;
+    using cute::_0;
+    cute::Tensor places = part.partition_C(cute::make_identity_tensor(cute::select<0, 1>(Tile{})));
+    cute::Tensor rows = places(cute::make_coord(_0{}, _, _0{}), _, _0{});
+    if (cute::get<1>(rows(_0{})) != 0) return;
+    const std::int64_t first = q_begin + std::int64_t{q_tile} * Base::CTA_Q;
+#pragma unroll
+    for (int i = 0; i < cute::size(lse); ++i) {
+      const int row = cute::get<0>(rows(i));
+      if (row < num_rows) params.lse_ptr[params.layout_LSE(qo_head, first + row)] = lse(i);
     }
   }
 };
@@ -150,12 +194,12 @@ struct Kernel {
       flashinfer::AttentionKernelTraits</*USE_TMA_LOAD_KV=*/false, kHeadDim, kHeadDim, kQueries,
                                         kKeys, /*NUM_STAGES=*/2, T, T, T, std::int32_t, Variant>>;
   using Mainloop = flashinfer::SparseCollectiveMainloop<Options, Traits, kCausal>;
-  using Epilogue = SettledEpilogue<Traits, Mainloop::UseSchedulerBarrier>;
+  using TileEpilogue = Epilogue<Traits, Mainloop::UseSchedulerBarrier>;
   static constexpr int kSharedBytes = sizeof(typename Traits::SharedStorage);
 
   static const void* function() {
     return reinterpret_cast<const void*>(
-        flashinfer::PrefillWithKVCacheKernel<Mainloop, Epilogue, Traits,
+        flashinfer::PrefillWithKVCacheKernel<Mainloop, TileEpilogue, Traits,
                                              /*LEFT_SLIDING_WINDOW=*/kGeneral, kCausal,
                                              TileScheduler>);
   }
@@ -181,8 +225,8 @@ struct Kernel {
          Options{call.sm_scale, call.logits_soft_cap}});
   }
 
-  static typename Epilogue::Params epilogue_params(const Fa3Call& call) {
-    return Epilogue::to_underlying_arguments(
+  static typename TileEpilogue::Params epilogue_params(const Fa3Call& call) {
+    return TileEpilogue::to_underlying_arguments(
         {static_cast<T*>(call.out),
          flashinfer::get_gmem_layout(call.num_q_tokens, call.num_qo_heads, kHeadDim,
                                      std::int64_t{call.num_qo_heads} * kHeadDim, kHeadDim),
@@ -191,7 +235,7 @@ struct Kernel {
 
   static cudaError_t run(const Fa3Call& call, cudaStream_t stream) {
     typename Mainloop::Params mainloop = mainloop_params(call);
-    typename Epilogue::Params epilogue = epilogue_params(call);
+    typename TileEpilogue::Params epilogue = epilogue_params(call);
     typename TileScheduler::Params scheduler{
         call.batch, call.batch.num_tiles * call.num_qo_heads,
         cutlass::FastDivmod(call.num_qo_heads),
