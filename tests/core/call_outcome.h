@@ -8,7 +8,7 @@
 
 namespace seqattn::testing {
 
-enum class Thrown { kNothing, kInvalidArgument, kUnknownSequence, kNoPage };
+enum class Thrown { kNothing, kInvalidArgument, kUnknownSequence, kNoPage, kSequenceState };
 
 struct NoValue {
   friend bool operator==(NoValue, NoValue) = default;
@@ -40,6 +40,8 @@ auto outcome_of(const Call& call) {
   } catch (const NoPageError& error) {
     outcome.thrown = Thrown::kNoPage;
     outcome.details = {error.needed(), error.available()};
+  } catch (const SequenceStateError&) {
+    outcome.thrown = Thrown::kSequenceState;
   } catch (const InvalidArgumentError&) {
     outcome.thrown = Thrown::kInvalidArgument;
   }

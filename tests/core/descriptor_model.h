@@ -8,37 +8,18 @@
 #include <vector>
 
 #include "seqattn/cache_descriptor.h"
+#include "sequence_model.h"
 
 namespace seqattn::testing {
+
+constexpr std::int64_t kMaxLength = std::int64_t{1} << 62;
 
 // What a page pool, a reclaimer and two descriptors over that pool are meant to do, written down as
 // plainly as possible: lists, maps, no transactions. Works on a copy, which the caller throws away
 // when the call throws.
 class DescriptorModel {
  public:
-  struct Sequence {
-    std::vector<PageId> pages;
-    std::int64_t length = 0;
-    SlidingWindow window = {};
-    // What each slot holds: tokens are numbered as they come. `keep` numbers anew.
-    std::vector<std::int64_t> tokens = {};
-    std::int64_t offset = 0;  // of positions to numbers
-    std::int64_t floor = 0;   // the length when tokens were last numbered anew
-    std::vector<std::int32_t> parents = {};
-
-    std::int64_t next() const { return length - offset; }  // the number of the next token
-    std::int64_t num_slots() const {
-      return static_cast<std::int64_t>(tokens.size() + parents.size());
-    }
-    bool holds(std::int64_t token) const;
-    // Whether a query numbered so finds all that the window lets it see.
-    bool finds_all(std::int64_t query, const SlidingWindow& window) const;
-    bool sees(std::int64_t query, std::int64_t token) const;
-    std::int64_t dropped_to() const;   // as SequenceData has it
-    std::int64_t first_query() const;  // as RowWindow has it
-    std::int64_t num_missing() const { return next() - static_cast<std::int64_t>(tokens.size()); }
-    std::int64_t num_dropped() const { return length - static_cast<std::int64_t>(tokens.size()); }
-  };
+  using Sequence = SequenceModel;
   using Table = std::map<SeqId, Sequence>;
 
   DescriptorModel(int num_pages, int page_size);
@@ -64,6 +45,9 @@ class DescriptorModel {
                           std::int64_t num_tokens);
   std::vector<TokenMove> commit_tree(int descriptor, SeqId id, std::span<const std::int32_t> path);
   std::vector<TokenMove> keep(int descriptor, SeqId id, std::span<const std::int64_t> slots);
+  Sequence save(int descriptor, SeqId id) const;
+  void restore(int descriptor, SeqId id, Sequence saved);
+  void check_restore(int descriptor, SeqId id) const;  // whatever the bytes
   const Sequence& sequence(int descriptor, SeqId id) const;
 
   Stats stats(int descriptor) const;
@@ -79,6 +63,7 @@ class DescriptorModel {
   std::vector<std::uint32_t> generations;
   std::array<Table, 2> tables;
   std::array<SlidingWindow, 2> windows;  // of the descriptors' sequences to come
+  std::array<bool, 2> has_storage = {};  // a descriptor over a bare pool has none
   std::vector<PageId> reclaimable;       // references that the reclaimer holds; none without one
 
  private:
