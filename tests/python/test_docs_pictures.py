@@ -1,184 +1,86 @@
-"""The pictures in text of docs/sequences.md and docs/prefix_cache.md are what the calls do, made on real pages."""
+"""The pictures in text of docs/*.md are what the calls do, made on real pages."""
 
 import re
-from types import SimpleNamespace
+import struct
 
 import numpy as np
 import pytest
-from text_pictures import numbers, pictures
+from docs_cache_story import CacheStory
+from docs_story import PAGE_SIZE, Story
+from text_pictures import DOCS, numbers, pictures
 
 import seqattn
 
-PAGE_SIZE, NUM_PAGES = 4, 12
 
+class StateStory(Story):
+    """Two layers of four elements a token; `others` is a descriptor over another pool, with pages of eight slots."""
 
-class Story:
-    """Makes the calls of a picture, writes what each token is into its slot, and compares rows with that."""
-
-    def __init__(self):
-        self.manager = seqattn.PagedKVCacheManager(NUM_PAGES, PAGE_SIZE, 1, 1, "float32", "cpu")
-        self.sequences = seqattn.CacheDescriptor(self.manager)
-        self.result = None  # of the last call
-        methods = ("fork", "release", "attach", "adopt", "set_window")
-        self.names = {name: getattr(self.sequences, name) for name in methods}
-        self.names |= {"allocate": self.allocate, "pool": SimpleNamespace(allocate=self.take)}
-
-    def write(self, pages, first, tokens):
-        rows = np.array(tokens, np.float32).reshape(-1, 1, 1)
-        self.manager.write_kv(pages, first, rows, rows)
-
-    def take(self, num_pages):
-        """The caller's pages, computed by somebody."""
-        pages = self.manager.allocate(num_pages)
-        self.write(pages, 0, range(num_pages * PAGE_SIZE))
-        return pages
-
-    def token_at(self, seq_id, position):
-        return position
-
-    def allocate(self, seq_ids, lengths):
-        copies = self.sequences.allocate(seq_ids, lengths)
-        for seq_id, count in zip(seq_ids, lengths):
-            held, length = self.sequences.num_kv_tokens(seq_id), self.sequences.length(seq_id)
-            new = [self.token_at(seq_id, position) for position in range(length - count, length)]
-            first = (held - count) // PAGE_SIZE * PAGE_SIZE  # pages in front may be shared
-            self.write(self.sequences.pages(seq_id)[first // PAGE_SIZE :], held - count - first, new)
-        return copies
-
-    def spell(self, token):
-        return str(int(token))
-
-    def owner_of(self, call, row):
-        return row.owner or (f"sequence {numbers(call.text)[0]}" if row.slots else "")
-
-    def make(self, call):
-        before = self.manager.free_pages[:], self.manager.ref_count.tolist(), self.sequences.seq_ids()
-        if any(row.notes.startswith("refused") for row in call.rows):
-            with pytest.raises(seqattn.InvalidArgumentError):
-                eval(call.text, self.names)
-            assert (self.manager.free_pages[:], self.manager.ref_count.tolist(), self.sequences.seq_ids()) == before
-        else:
-            self.result = eval(call.text, self.names)
-        for row in call.rows:
-            self.check(call, row)
-        self.sequences.check_invariants()
-
-    def check(self, call, row):
-        owner = self.owner_of(call, row)
-        if owner.startswith("sequence"):
-            seq_id = numbers(owner)[0]
-            assert self.sequences.pages(seq_id) == row.pages
-            self.check_slots(row, self.sequences.num_kv_tokens(seq_id))
-        if row.references is not None:
-            assert [int(self.manager.ref_count[page]) for page in row.pages] == row.references
-        rest = row.notes
-        for pattern, holds in self.notes(row).items():
-            for found in re.finditer(pattern, rest):
-                assert holds(*found.groups()), (call.text, found.group())
-            rest = re.sub(pattern, "", rest)
-        assert not rest.strip(" ;:,"), f"nobody checks {rest!r}"
-
-    def check_slots(self, row, count):
-        assert all(len(page) == PAGE_SIZE for page in row.slots)
-        held, _ = self.manager.read_kv(row.pages, 0, count)
-        empty = ["."] * (len(row.pages) * PAGE_SIZE - count)
-        assert [slot for page in row.slots for slot in page] == [self.spell(x) for x in held.ravel()] + empty
-
-    def notes(self, row):
-        """What may be said behind a row, and what has to hold then."""
-        window, num_sinks = self.sequences.window(1) if 1 in self.sequences else (0, 0)
-
-        def sees(query, tokens):
-            query = int(query)
-            seen = [t for t in range(query + 1) if t < num_sinks or query - t < window]
-            return numbers(tokens.replace(" and", ",")) == seen
-
-        return {
-            r"refused": lambda: True,
-            r"free: ([\d, to]+)": lambda pages: self.manager.free_pages == numbers(pages),
-            r"page (\d+) was copied to (\d+)": lambda *pages: self.result == [tuple(map(int, pages))],
-            r"nothing is copied": lambda: self.result == [],
-            r"page (\d+) is free, no other": lambda page: self.result == 1 and self.freed(page),
-            r"page (\d+) is free, then (\d+)": lambda *pages: self.freed(*pages),
-            r"page (\d+) is free": lambda page: int(page) in self.manager.free_pages,
-            r"(\d+) (?:sees|will see) ([\d, to]+ and [\d to]+)": sees,
-            r"\d+ would see (\d+), which is gone": lambda token: int(token) in range(*self.gone()),
-        }
-
-    def freed(self, *pages):
-        return self.manager.free_pages[-len(pages) :] == [int(page) for page in pages]
-
-    def gone(self):
-        details = self.sequences.details(1)
-        return details.num_in_front, details.dropped_to
-
-
-class CacheStory(Story):
-    """With a prefix cache; tokens are letters, and sequence 2 goes on with x, y and z."""
+    num_layers, head_dim = 2, 2
 
     def __init__(self):
         super().__init__()
-        self.cache = seqattn.PrefixCache(self.manager)
-        self.handle = None
-        self.names |= {"sequences": self.sequences, "tokens": None, "insert": self.insert, "match": self.match}
-        self.names |= {"attach": self.cache.attach, "evict": self.cache.evict}
+        others = seqattn.CacheDescriptor(self.make_manager(6, 2 * PAGE_SIZE))
+        self.names |= {"sequences": self.sequences, "others": others, "state": None}
+        self.names |= {"save_sequence": self.save, "restore_sequence": self.restore}
+        self.at, self.tokens = 0, ""  # where the next row is in the state, and the layer's tokens
 
-    def prompt_of(self, seq_id):
-        return [ord(letter) for letter in ("abcdefghij" if seq_id == 1 else "abcdefxyz")]
+    def save(self, sequences, seq_id):
+        self.names["state"], self.at = seqattn.save_sequence(sequences, seq_id), 0
+        return self.names["state"]
 
-    def token_at(self, seq_id, position):
-        return self.prompt_of(seq_id)[position]
-
-    def spell(self, token):
-        return chr(int(token))
-
-    def match(self, letters):
-        self.handle = self.names["handle"] = self.cache.match(letters)
-        return self.handle
-
-    def insert(self, sequences, seq_id, _):
-        return self.cache.insert(sequences, seq_id, self.prompt_of(seq_id)[: sequences.length(seq_id)])
+    def restore(self, sequences, seq_id, state):
+        self.sequences, self.manager = sequences, sequences.cache_manager
+        return seqattn.restore_sequence(sequences, seq_id, state)
 
     def owner_of(self, call, row):
-        return "the cache" if row.prefix else super().owner_of(call, row)
+        return row.owner
 
     def make(self, call):
-        call.text = re.sub(r"\[([a-z]( [a-z])+)( \.\.\.)?\]", lambda m: str([ord(x) for x in m[1].split()]), call.text)
         super().make(call)
-        cached = [page for row in call.rows if self.owner_of(call, row) == "the cache" for page in row.pages]
-        assert not cached or self.cache.stats().num_pages == len(cached)
-        self.cache.check_invariants()
+        assert not call.text.startswith("save") or self.at == len(self.names["state"])
 
-    def check(self, call, row):
-        owner = self.owner_of(call, row)
-        if owner == "the cache":
-            tokens = row.prefix + [slot for page in row.slots for slot in page]
-            with self.cache.pin([ord(letter) for letter in tokens]) as found:
-                assert found.num_tokens == len(tokens)
-                assert found.pages[-len(row.pages) :] == row.pages
-            self.check_slots(row, len(row.pages) * PAGE_SIZE)
-        elif owner == "a handle":
-            assert self.handle.pages == row.pages
-            self.check_slots(row, self.handle.num_tokens)
-        super().check(call, row)
+    def header(self, length, num_kv_tokens):
+        window, num_sinks = self.sequences.window(7)
+        expected = int(length), int(num_kv_tokens), window, num_sinks
+        return struct.unpack_from("<4q", self.names["state"], 32) == expected
+
+    def skip(self, num_bytes):
+        self.at += int(num_bytes)
+        return True
+
+    def layer(self, _, tokens):
+        self.tokens = tokens
+        held = np.array(numbers(tokens), np.float32).repeat(self.head_dim)
+        return self.names["state"].startswith(held.tobytes() * 2, self.at)
 
     def notes(self, row):
         return {
-            r"the cache is empty": lambda: self.cache.stats().num_pages == 0,
-            r"(\d+) pages? (?:is|are) new": lambda count: self.result == int(count),
-            r"(\d+) tokens": lambda count: self.handle.num_tokens == int(count),
+            r"header: length (\d+), num_kv_tokens (\d+), the window": self.header,
+            r"^\W*(\d+) bytes": self.skip,
+            r"layer (\d): keys, values of ([\d ]+)": self.layer,
+            r"layer (\d): likewise": lambda layer: self.layer(layer, self.tokens),
+            r"(\d+) \* (\d+), and (\d+) of the checksum": lambda n, size, rest: self.skip(
+                int(n) * int(size) + int(rest)
+            ),
             **super().notes(row),
         }
 
 
-def test_there_is_a_picture_of_each_call():
-    made = {call.text.split("(")[0] for calls in pictures("sequences.md") for call in calls}
-    assert made == {"allocate", "fork", "release", "pool.allocate", "attach", "adopt", "set_window"}
-    made = {call.text.split("(")[0] for calls in pictures("prefix_cache.md") for call in calls}
-    assert made == {"allocate", "insert", "release", "match", "attach", "handle.release", "evict"}
+CALLS = {
+    "sequences.md": "allocate fork release pool.allocate attach adopt set_window allocate_tree commit_tree",
+    "prefix_cache.md": "allocate insert release match attach handle.release evict pin clear clock.advance "
+    "evict_expired pool.allocate set_window",
+    "sequence_state.md": "allocate fork set_window save_sequence release restore_sequence",
+}
+STORIES = [("sequences.md", Story, 5), ("prefix_cache.md", CacheStory, 5), ("sequence_state.md", StateStory, 1)]
 
 
-@pytest.mark.parametrize("name,story,count", [("sequences.md", Story, 4), ("prefix_cache.md", CacheStory, 1)])
+@pytest.mark.parametrize("name", CALLS)
+def test_there_is_a_picture_of_each_call(name):
+    assert {call.text.split("(")[0] for calls in pictures(name) for call in calls} == set(CALLS[name].split())
+
+
+@pytest.mark.parametrize("name,story,count", STORIES)
 def test_pictures_in_text_show_what_the_calls_do(name, story, count):
     found = list(pictures(name))
     assert len(found) == count
@@ -186,3 +88,40 @@ def test_pictures_in_text_show_what_the_calls_do(name, story, count):
         teller = story()
         for call in calls:
             teller.make(call)
+
+
+def codes(letters):
+    return [ord(letter) for letter in letters]
+
+
+def test_the_picture_of_the_tree_is_what_matches_find():
+    text = (DOCS / "prefix_cache.md").read_text()
+    block = re.search(r"^```\n(page_size 4 .*?)^```$", text, re.MULTILINE | re.DOTALL)[1]
+    found = re.findall(r"\[([^\]]*)\] +pages? ([\d ]+)", block)
+    nodes = [(re.findall("[a-z]", slots), numbers(pages)) for slots, pages in found]
+    (stem, stem_pages), *branches = nodes
+    story = CacheStory()
+    for seq_id, (branch, _) in enumerate(branches):
+        tokens = codes(stem + branch)
+        with story.cache.match(tokens) as handle:
+            story.cache.attach(story.sequences, seq_id, handle)
+        story.sequences.allocate([seq_id], [len(tokens) - story.sequences.length(seq_id)])
+        story.cache.insert(story.sequences, seq_id, tokens)
+    assert story.cache.stats().num_nodes == len(nodes)
+    for branch, pages in branches:
+        with story.cache.pin(codes(stem + branch)) as handle:
+            assert handle.pages == stem_pages + pages
+
+    finds = r"match \[([a-z ]+)\.\.\.\] +finds (\d+) tokens: pages ([\d, ]+and \d+) as far as ([a-z])"
+    asked, count, pages, last = re.search(finds, block).groups()
+    assert asked.split()[int(count) - 1] == last
+    handle = story.cache.match(codes(asked.split()))
+    assert (handle.num_tokens, handle.pages) == (int(count), numbers(pages))
+    story.cache.attach(story.sequences, 9, handle)
+    copies = story.sequences.allocate([9], [1])
+    shared = int(re.search(r"grows inside page (\d+), which is shared: it is copied", block)[1])
+    assert [source for source, _ in copies] == [shared]
+
+    asked = re.search(r"match \[([a-z ]+)\.\.\.\] +finds nothing", block)[1].split()
+    assert asked == branches[0][0]
+    assert story.cache.match(codes([*asked, "z"])).num_tokens == 0
