@@ -12,7 +12,7 @@
 #include <utility>
 
 #include "arguments.h"
-#include "counted.h"
+#include "malformed_lines.h"
 #include "output_file.h"
 #include "plot.h"
 #include "progress_bar.h"
@@ -22,22 +22,21 @@
 namespace seqattn::cli {
 namespace {
 
-// Malformed lines are named on `err`, the first few one by one.
+// Malformed lines are named on `err`.
 std::vector<Request> read(const Arguments& arguments, std::ostream& err,
                           std::int64_t& num_malformed) {
   std::ifstream in(arguments.trace);
   if (!in) throw std::runtime_error(arguments.trace + ": " + std::strerror(errno));
-  constexpr std::int64_t kMostNamed = 20;
+  MalformedLines malformed(arguments.trace, err);
   auto requests = read_trace(in, [&](std::int64_t line, const std::string& what) {
-    const std::string text = arguments.trace + ":" + std::to_string(line) + ": " + what;
-    if (arguments.is_strict) throw std::runtime_error(text);
-    if (num_malformed++ < kMostNamed) err << text << '\n';
+    if (arguments.is_strict) {
+      throw std::runtime_error(arguments.trace + ":" + std::to_string(line) + ": " + what);
+    }
+    malformed.add(line, what);
   });
   if (in.bad()) throw std::runtime_error(arguments.trace + ": reading it failed");
-  if (num_malformed > kMostNamed) {
-    err << arguments.trace << ": " << counted(num_malformed - kMostNamed, "more malformed line")
-        << '\n';
-  }
+  malformed.finish();
+  num_malformed = malformed.count();
   if (requests.empty()) {
     throw std::runtime_error(arguments.trace +
                              ": no request in it; expected one JSON object a line (--help)");

@@ -16,9 +16,23 @@ constexpr std::int64_t kMaxHashId =
 // Far beyond any model's context, and a pool's bookkeeping for it fits in memory.
 constexpr std::int64_t kMaxLength = std::numeric_limits<std::int32_t>::max();
 
+// The beginning of a text that may be as long as its line; characters of several bytes stay whole.
+std::string beginning(std::string text) {
+  constexpr std::size_t kMost = 80;
+  if (text.size() <= kMost) return text;
+  std::size_t end = kMost - 3;
+  while ((text[end] & 0xC0) == 0x80) --end;
+  return text.erase(end) + "...";
+}
+
 [[noreturn]] void refuse(const std::string& field, const std::string& got,
                          const std::string& expected) {
-  throw std::invalid_argument(field + ": got " + got + "; expected " + expected);
+  throw std::invalid_argument(field + ": got " + beginning(got) + "; expected " + expected);
+}
+
+// Of arrays and objects the kind alone: to print a deep one would take the stack.
+std::string shown(const json& value) {
+  return value.is_structured() ? value.type_name() : value.dump();
 }
 
 const json& field_of(const json& object, const char* name) {
@@ -30,12 +44,12 @@ const json& field_of(const json& object, const char* name) {
 std::int64_t integer(const json& value, const char* name, std::int64_t least, std::int64_t most) {
   const std::string expected =
       "an integer from " + std::to_string(least) + " to " + std::to_string(most);
-  if (!value.is_number_integer()) refuse(name, value.dump(), expected);
+  if (!value.is_number_integer()) refuse(name, shown(value), expected);
   // Numbers beyond int64 are kept as unsigned ones.
   const bool fits =
       !value.is_number_unsigned() || value.get<std::uint64_t>() <= static_cast<std::uint64_t>(most);
   if (!fits || value.get<std::int64_t>() < least || value.get<std::int64_t>() > most) {
-    refuse(name, value.dump(), expected);
+    refuse(name, shown(value), expected);
   }
   return value.get<std::int64_t>();
 }
@@ -49,11 +63,11 @@ Request parse_request(const std::string& line) {
   } catch (const json::parse_error& error) {
     throw std::invalid_argument("no JSON at byte " + std::to_string(error.byte));
   } catch (const json::exception& error) {  // a number that no type holds
-    throw std::invalid_argument(std::string("no JSON that can be read: ") + error.what());
+    throw std::invalid_argument("no JSON that can be read: " + beginning(error.what()));
   }
   if (!object.is_object()) refuse("line", object.type_name(), "a JSON object");
   const json& timestamp = field_of(object, "timestamp");
-  if (!timestamp.is_number()) refuse("timestamp", timestamp.dump(), "a number of milliseconds");
+  if (!timestamp.is_number()) refuse("timestamp", shown(timestamp), "a number of milliseconds");
   Request request;
   request.input_length = integer(field_of(object, "input_length"), "input_length", 1, kMaxLength);
   request.output_length =

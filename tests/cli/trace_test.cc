@@ -69,6 +69,28 @@ TEST(Trace, SaysWhatIsWrong) {
       HasSubstr("output_length: got -1"));
 }
 
+TEST(Trace, ShowsNoMoreOfAValueThanItsBeginning) {
+  const auto error_with = [](const std::string& timestamp) {
+    return error_of(R"({"timestamp": )" + timestamp + "}");
+  };
+  const std::string fits = '"' + std::string(78, 'x') + '"';
+  EXPECT_EQ(error_with(fits), "timestamp: got " + fits + "; expected a number of milliseconds");
+  EXPECT_EQ(error_with('"' + std::string(100'000, 'x') + '"'),
+            "timestamp: got \"" + std::string(76, 'x') + "...; expected a number of milliseconds");
+  // No character of several bytes is cut in two.
+  for (const std::string start : {"", "x", "xx"}) {
+    std::string text = start;
+    for (int i = 0; i < 100; ++i) text += "\u20ac";
+    const std::string error = error_with('"' + text + '"');
+    const auto end = error.find("...; expected");
+    ASSERT_NE(end, std::string::npos) << error;
+    EXPECT_EQ(error.substr(end - 3, 3), "\u20ac");
+  }
+  EXPECT_LT(error_with("1" + std::string(100'000, '0')).size(), 150u);
+  EXPECT_EQ(error_with(std::string(100'000, '[') + std::string(100'000, ']')),
+            "timestamp: got array; expected a number of milliseconds");
+}
+
 TEST(Trace, NamesMalformedLinesByNumberAndReadsOn) {
   std::istringstream in(
       "{\"timestamp\": 1, \"input_length\": 3, \"output_length\": 2, \"hash_ids\": [5]}\n"
