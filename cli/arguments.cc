@@ -3,7 +3,9 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
+#include <filesystem>
 #include <map>
+#include <system_error>
 
 #include "seqattn/version.h"
 
@@ -134,6 +136,11 @@ std::optional<Arguments> parse_arguments(std::vector<std::string> given, std::os
     throw UsageError(sentence(app, error));
   }
   if (app.get_subcommands().empty()) throw UsageError("expected a command: replay");
+  std::error_code missing;  // of a file that is not there, which no other is
+  if (std::filesystem::equivalent(arguments.trace, arguments.plot, missing)) {
+    throw UsageError("--plot: got '" + arguments.plot +
+                     "', which is the trace; expected another file");
+  }
   arguments.options.policy = kPolicies.at(policy);
   return arguments;
 }

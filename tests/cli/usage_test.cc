@@ -1,6 +1,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -16,6 +19,7 @@ using ::testing::Not;
 using ::testing::StartsWith;
 
 using Usage = testing::Command;
+using testing::kGood;
 
 TEST_F(Usage, HelpNamesEveryOption) {
   EXPECT_EQ(run({"replay", "--help"}), 0);
@@ -64,6 +68,20 @@ TEST_F(Usage, WrongArgumentsAreOneSentenceAndStatus2) {
     EXPECT_EQ(err_, "seqattn: " + sentence + " (seqattn replay --help)\n");
     EXPECT_THAT(out_, IsEmpty());
   }
+}
+
+TEST_F(Usage, APlotInTheTracesPlaceIsRefused) {
+  const std::string trace = write(kGood);
+  std::filesystem::create_symlink(trace, path("link"));
+  std::filesystem::create_hard_link(trace, path("other"));
+  for (const std::string& plot : {trace, path("./trace.jsonl"), path("link"), path("other")}) {
+    EXPECT_EQ(run({"replay", trace, "--plot", plot}), 2);
+    EXPECT_EQ(err_, "seqattn: --plot: got '" + plot +
+                        "', which is the trace; expected another file (seqattn replay --help)\n");
+    EXPECT_THAT(out_, IsEmpty());
+  }
+  std::ifstream in(trace);
+  EXPECT_EQ(std::string(std::istreambuf_iterator<char>(in), {}), kGood);
 }
 
 TEST_F(Usage, EveryPolicyHasAName) {
