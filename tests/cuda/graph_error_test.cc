@@ -129,6 +129,24 @@ TEST_F(CudaGraphErrors, LongRowsAndMasksNeedAnObjectWithoutACapacity) {
       HasSubstr("mask"));
 }
 
+TEST_F(CudaGraphErrors, SequencesWithAWindowOrATreeNeedAnObjectWithoutACapacity) {
+  const auto object = planned(capacity), without = attention({});
+  const auto expect_refused = [&](const std::vector<std::int32_t>& q_indptr, const char* word) {
+    const auto batch = sequences->pack_for_flashinfer({1, 2, 3});
+    EXPECT_THAT(error_of<UnsupportedError>([&] { object->plan(batch, q_indptr, {}, on()); }),
+                AllOf(HasSubstr(word), HasSubstr("without a capacity")));
+    EXPECT_NO_THROW(without->plan(batch, q_indptr, {}, on()));
+  };
+  sequences->set_window(2, {.window = 16, .num_sink_tokens = 4});
+  expect_refused(indptr, "a window");
+  sequences->set_window(2, {});
+  sequences->allocate_tree(3, {-1, 0});
+  expect_refused({0, 1, 2, 4}, "a tree");
+  sequences->truncate(3, 40);
+  EXPECT_NO_THROW(object->plan(sequences->pack_for_flashinfer({1, 2, 3}), indptr, {}, on()));
+  own_stream->wait();
+}
+
 TEST_F(CudaGraphErrors, ACapacityNamesAllThatSizesAGraph) {
   EXPECT_THAT(error_of([&] { attention({.max_q_tokens = 4, .max_pages = 64}); }),
               AllOf(HasSubstr("max_sequences 0"), HasSubstr("expected all three")));
