@@ -2,8 +2,10 @@
 
 #include <array>
 #include <cstdint>
+#include <tuple>
 #include <type_traits>
 
+#include "seqattn/cache_descriptor.h"
 #include "seqattn/error.h"
 
 namespace seqattn::testing {
@@ -46,6 +48,15 @@ auto outcome_of(const Call& call) {
     outcome.thrown = Thrown::kInvalidArgument;
   }
   return outcome;
+}
+
+// An Admission as something that compares.
+inline auto value_of(const Admission& a) {
+  return std::tuple(a.ok, a.needed, a.available, a.copies);
+}
+inline auto value_of(const Stats& s) {
+  return std::tuple(s.num_sequences, s.num_tokens, s.num_page_references, s.num_pages,
+                    s.num_shared_pages, s.num_free_pages, s.num_draft_tokens, s.num_dropped_tokens);
 }
 
 }  // namespace seqattn::testing

@@ -4,6 +4,8 @@
 #include <array>
 #include <sstream>
 
+#include "descriptor_comparison.h"
+
 namespace seqattn::testing {
 namespace {
 
@@ -45,8 +47,7 @@ void CheckedDescriptors::follow_reclaimer() {
 }
 
 void CheckedDescriptors::compare_states(const char* name) {
-  const auto counts = pool_.ref_counts();
-  if (!std::equal(counts.begin(), counts.end(), model_.counts.begin(), model_.counts.end())) {
+  if (!std::ranges::equal(pool_.ref_counts(), model_.counts)) {
     differ(name, "left other counts");
   }
   if (pool_.free_pages() != model_.free_pages) differ(name, "left another free list");
@@ -58,8 +59,8 @@ void CheckedDescriptors::compare_states(const char* name) {
   }
 #endif
   if (reclaimer_.references != model_.reclaimable) differ(name, "reclaimed something else");
-  if (!equals(first_, model_.tables[0])) differ(name, "left another first descriptor");
-  if (!equals(second_, model_.tables[1])) differ(name, "left another second descriptor");
+  if (!equals(first_, model_, 0)) differ(name, "left another first descriptor");
+  if (!equals(second_, model_, 1)) differ(name, "left another second descriptor");
   try {
     if (misuse_) return pool_.check_invariants();
     first_.check_invariants();
@@ -67,24 +68,6 @@ void CheckedDescriptors::compare_states(const char* name) {
   } catch (const Error& error) {
     differ(name, error.what());
   }
-}
-
-bool CheckedDescriptors::equals(const CacheDescriptor& descriptor,
-                                const DescriptorModel::Table& table) const {
-  if (descriptor.num_sequences() != static_cast<std::int64_t>(table.size())) return false;
-  for (const auto& [id, expected] : table) {
-    if (!descriptor.contains(id)) return false;
-    const SequenceData& actual = descriptor.sequence(id);
-    if (actual.kv_page_indices != expected.pages || actual.length != expected.length ||
-        actual.last_page_len != model_.last_page_len(expected) ||
-        actual.window != expected.window || actual.num_dropped != expected.num_missing() ||
-        actual.dropped_to != expected.dropped_to() ||
-        actual.num_in_front != expected.num_in_front() || actual.compacted_to != expected.floor ||
-        actual.tree_parents != expected.parents) {
-      return false;
-    }
-  }
-  return true;
 }
 
 void CheckedDescriptors::differ(const char* name, const std::string& what) {

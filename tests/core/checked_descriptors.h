@@ -1,7 +1,6 @@
 #pragma once
 
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -33,15 +32,6 @@ class ListReclaimer : public Reclaimer {
  private:
   PagePool& pool_;
 };
-
-// An Admission as something that compares.
-inline auto value_of(const Admission& a) {
-  return std::tuple(a.ok, a.needed, a.available, a.copies);
-}
-inline auto value_of(const Stats& s) {
-  return std::tuple(s.num_sequences, s.num_tokens, s.num_page_references, s.num_pages,
-                    s.num_shared_pages, s.num_free_pages, s.num_draft_tokens, s.num_dropped_tokens);
-}
 
 // A manager, one descriptor over it and one over its bare pool, beside what they are meant to hold.
 class CheckedDescriptors {
@@ -93,7 +83,6 @@ class CheckedDescriptors {
 
  private:
   void follow_reclaimer();
-  bool equals(const CacheDescriptor& descriptor, const DescriptorModel::Table& table) const;
 };
 
 }  // namespace seqattn::testing

@@ -75,6 +75,11 @@ void DescriptorModel::unref(std::span<const PageId> pages) {
 }
 
 bool DescriptorModel::reclaim(std::int64_t num_pages, const std::vector<int>& left) {
+  if (gives_up) {
+    const std::vector<PageId> pages = gives_up(num_pages, left);
+    unref(pages);
+    return !pages.empty();
+  }
   const std::size_t count = num_to_give_up(reclaimable, left, num_pages);
   if (count == 0) return false;
   unref(std::span(reclaimable).first(count));

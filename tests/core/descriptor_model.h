@@ -3,6 +3,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <span>
 #include <vector>
@@ -65,6 +66,9 @@ class DescriptorModel {
   std::array<SlidingWindow, 2> windows;  // of the descriptors' sequences to come
   std::array<bool, 2> has_storage = {};  // a descriptor over a bare pool has none
   std::vector<PageId> reclaimable;       // references that the reclaimer holds; none without one
+  // Another reclaimer, in place of that one: the references that it drops so that as many pages
+  // become free, by the counts that the call leaves; none where it cannot.
+  std::function<std::vector<PageId>(std::int64_t num_pages, const std::vector<int>& left)> gives_up;
 
  private:
   std::int64_t num_pages_for(std::int64_t num_tokens) const;
