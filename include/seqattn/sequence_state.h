@@ -69,22 +69,25 @@ SEQATTN_EXPORT std::vector<std::byte> save_sequence(const CacheDescriptor& descr
 
 // Into a file, which is replaced as a whole: the bytes go to a temporary file of the same folder
 // (".seqattn-<number>-<number>.tmp"), reach the disk, and take the name. A call that throws leaves
-// the old file and no temporary one; a crash leaves the old file or the new one, and perhaps a
-// temporary one. A symbolic link to a file stays, and what it points at is replaced. Throws
-// FileError too, also for a path that is no regular file.
+// the old file and no temporary one, with one exception: where the folder's own sync fails, the
+// last step, the FileError says that the new file is there, though a crash may bring the old one
+// back. A crash leaves the old file or the new one, and perhaps a temporary one. A symbolic link
+// stays, and what it points at is replaced, or made. Throws FileError too, also for a path that is
+// no regular file or names none.
 SEQATTN_EXPORT void save_sequence(const CacheDescriptor& descriptor, SeqId seq_id,
                                   const std::filesystem::path& path, Stream stream = {});
 
 // Starts a sequence from a saved state, read to its last byte and no further: with its own window,
 // whatever that of the descriptor's new sequences. It is there when the call returns; when it
-// throws nothing has changed.
+// throws nothing has changed, but for what a reclaimer gave up.
 //
 // In a cache of the state's dtype the tokens are the same bits. In another they pass through
 // float32 and round to nearest, ties to even; float16 overflows to infinity beyond 65504.
 //
 // A pool that falls short asks its reclaimer. From memory or a file the whole state is checked
-// first; from another source it is checked as it comes, and a state that turns out wrong leaves the
-// pages free that the reclaimer gave up.
+// first; from another source it is checked as it comes. So pages that the reclaimer gave up stay
+// free where another source turns out wrong or throws, where a file changes or cannot be read any
+// more, and where memory runs out.
 //
 // Throws InvalidArgumentError for a sequence that exists, a descriptor over a bare pool, another
 // number of layers or heads, or another head dimension; SequenceStateError for bytes that are no
@@ -93,7 +96,7 @@ SEQATTN_EXPORT void save_sequence(const CacheDescriptor& descriptor, SeqId seq_i
 SEQATTN_EXPORT SequenceStateInfo restore_sequence(CacheDescriptor& descriptor, SeqId seq_id,
                                                   ByteSource& source, Stream stream = {});
 
-// From memory, or a file; both have to end with the state. Throws FileError too.
+// From memory, or a regular file; both have to end with the state. Throws FileError too.
 SEQATTN_EXPORT SequenceStateInfo restore_sequence(CacheDescriptor& descriptor, SeqId seq_id,
                                                   std::span<const std::byte> state,
                                                   Stream stream = {});

@@ -223,7 +223,7 @@ SequenceStateInfo restore_sequence(CacheDescriptor& descriptor, SeqId seq_id,
                                    const std::filesystem::path& path, Stream stream) {
   FileSource source(path);
   const auto verify_all = [&] {
-    FileSource again(path);
+    FileSource again = source.again();
     verify(again);
   };
   return restore(descriptor, seq_id, source, verify_all, stream);
