@@ -81,8 +81,9 @@ class AttentionKernel;  // src/core/backend.h
 // bit-identical whatever else is in the batch, wherever its pages lie and however many threads run.
 // Slots that were never written cannot reach an output.
 //
-// Threads: objects are independent of one another; const members of one may run at the same time.
-// The manager must outlive it.
+// Threads: objects are independent of one another; const members of one may run at the same time on
+// a CPU. On a device the runs of one object share a workspace: they have to follow one another, on
+// one stream or by events. The manager must outlive it.
 class SEQATTN_EXPORT BatchAttention {
  public:
   // Throws InvalidArgumentError for options out of range, UnsupportedError for a shape that the
@@ -101,7 +102,8 @@ class SEQATTN_EXPORT BatchAttention {
   // batch beyond the capacity, queries that would see what their row's window has dropped. A row
   // with a window or a pending tree (CacheDescriptor) is masked accordingly; on a device with a
   // capacity, as a mask is, it raises UnsupportedError. A row without keys (q_len > kv_len == 0) is
-  // planned whatever its queries: they see nothing.
+  // planned whatever its queries: they see nothing. Where a captured graph holds an append of this
+  // object, what append_kv refuses is refused here already.
   void plan(const FlashInferPackedData& packed, ListView<std::int32_t> qo_indptr,
             const PlanInputs& inputs = {}, Stream stream = {});
 
@@ -110,7 +112,7 @@ class SEQATTN_EXPORT BatchAttention {
   void append_kv(const TensorView& keys, const TensorView& values, int layer = 0,
                  Stream stream = {}) const;
 
-  // q    [total_q_tokens, num_qo_heads, head_dim], cache dtype or float32
+  // q    [total_q_tokens, num_qo_heads, head_dim], cache dtype or, on a CPU, float32
   // out  [total_q_tokens, num_qo_heads, head_dim_v], cache dtype or float32
   // The memory ranges of out and lse may meet neither each other nor an input nor the cache. Throws
   // InvalidArgumentError without a plan, for tensors of another shape, dtype, stride or device, a

@@ -54,8 +54,11 @@ class AttentionKernel {
   virtual ~AttentionKernel();
   virtual std::string_view name() const noexcept = 0;
   // Takes the batch for the appends and runs to come; the reference stays good until the next plan.
-  // When it throws, the batch before stays planned.
+  // When it throws, the batch before stays planned; after a BackendError there may be none.
   virtual void plan(const AttentionPlan& plan, Stream stream) = 0;
+  // Whether a captured graph holds an append, which will write the tokens of every later plan
+  // without a call of `append`.
+  virtual bool replays_appends() const noexcept { return false; }
   // Backend::write_tokens for the last q_len tokens of every planned row, which `ranges` lists.
   virtual void append(std::span<const Plane> planes, std::span<const TensorView> tensors,
                       std::span<const TokenRange> ranges, Stream stream) const = 0;

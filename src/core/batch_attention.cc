@@ -90,6 +90,8 @@ void BatchAttention::plan(const FlashInferPackedData& packed, ListView<std::int3
                           const PlanInputs& inputs, Stream stream) {
   auto plan = make_batch_plan(manager_->pool(), shape_of(options_, manager_->config()), capacity_,
                               packed, qo_indptr, inputs);
+  // A captured append will follow without a call that could refuse it.
+  if (kernel_->replays_appends()) plan_append(manager_->pool(), plan->append_batch());
   kernel_->plan(plan->attention, stream);
   plan_ = std::move(plan);
 }

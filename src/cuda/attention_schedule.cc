@@ -102,7 +102,8 @@ ScheduleCounts largest_counts(const ScheduleOptions& options) {
     const bool in_use = tile == 0 || kTileRows[tile - 1] < longest * group;
     if (in_use) counts.small_blocks[false][tile] = chunks;
   }
-  counts.partials = longest * chunks;
+  counts.partials =
+      std::min(longest * chunks, capacity.max_q_tokens * most_chunks_of_row(shape, most_keys));
   return counts;
 }
 

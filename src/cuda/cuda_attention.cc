@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <atomic>
 #include <optional>
 #include <string>
 #include <utility>
@@ -40,6 +41,8 @@ Fa2Cache cache_of(const Plane& plane) {
           plane.num_heads == 1 ? 0 : plane.head_stride / bytes};
 }
 
+bool is_aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % 16 == 0; }
+
 // Throws InvalidArgumentError where vectors of 16 bytes would not be aligned.
 void check_aligned(const char* name, const void* data, std::int64_t token_bytes,
                    std::int64_t head_bytes, std::int64_t page_bytes = 0) {
@@ -48,6 +51,18 @@ void check_aligned(const char* name, const void* data, std::int64_t token_bytes,
           name,
           ": got an address or strides that are not multiples of 16 bytes; kernels on a device "
           "expect them to be");
+}
+
+// FA2 counts the elements of q in 32 bits.
+void check_query_offsets(const TensorView& q) {
+  constexpr std::int64_t kMost = std::int64_t{1} << 32;
+  const std::int64_t token = token_stride(q), head = head_stride(q);
+  const std::int64_t last = (q.shape[0] - 1) * token + (q.shape[1] - 1) * head + q.shape[2];
+  if (std::max(token, head) < kMost / 2 && last <= kMost) return;
+  throw UnsupportedError(concat("q: strides of ", token, " and ", head, " elements over ",
+                                q.shape[0], " tokens and ", q.shape[1],
+                                " heads; kernels on a device take tensors that span up to 2^32 "
+                                "elements, with strides below 2^31"));
 }
 
 void check_cache(const char* name, const Plane& plane) {
@@ -67,6 +82,7 @@ class CudaAttention final : public AttentionKernel {
   CudaAttention(const AttentionShape& shape, const PlanCapacity& capacity);
 
   std::string_view name() const noexcept override { return name_; }
+  bool replays_appends() const noexcept override { return is_append_captured_; }
   void plan(const AttentionPlan& plan, Stream stream) override;
   void append(std::span<const Plane> planes, std::span<const TensorView> tensors,
               std::span<const TokenRange> ranges, Stream stream) const override;
@@ -102,6 +118,7 @@ class CudaAttention final : public AttentionKernel {
   int num_sms_ = 0;
   bool overlaps_launches_ = false;  // launch.h
   std::string name_;
+  mutable std::atomic<bool> is_append_captured_ = false;
   std::optional<Schedule> schedule_;
   Staging staging_{/*wants_device=*/false};
   DeviceBuffer tables_;     // the schedule's layout
@@ -113,12 +130,9 @@ CudaAttention::CudaAttention(const AttentionShape& shape, const PlanCapacity& ca
     : options_{.shape = shape, .capacity = capacity}, kernels_(choose_kernels(shape)) {
   const DeviceGuard guard(shape.device.index);
   kernels_.prepare();
-  int major = 0;
   SEQATTN_CUDA_CHECK(
       cudaDeviceGetAttribute(&num_sms_, cudaDevAttrMultiProcessorCount, shape.device.index));
-  SEQATTN_CUDA_CHECK(
-      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, shape.device.index));
-  overlaps_launches_ = major >= 9;
+  overlaps_launches_ = merge_waits_for_predecessor();
   options_.has_fa3 = kernels_.fa3 != nullptr;
   name_ = kernels_.name(/*fa2=*/true, options_.has_fa3);
   if (!fixed_size()) return;
@@ -207,6 +221,7 @@ void CudaAttention::append(std::span<const Plane> planes, std::span<const Tensor
   cudaStream_t const stream = stream_of(stream_handle);
   const Schedule& schedule = planned();
   check_capture("append_kv", tensors[0], stream);
+  if (is_capturing(stream)) is_append_captured_ = true;
   const ScheduleLayout& layout = schedule.layout;
   launch_write_tokens(
       planes, tensors,
@@ -277,6 +292,7 @@ void CudaAttention::run(std::span<const Plane> planes, const TensorView& q, cons
   }
   const std::int64_t bytes = size_of(q.dtype);
   check_aligned("q", q.data, token_stride(q) * bytes, head_stride(q) * bytes);
+  check_query_offsets(q);
   check_cache("key cache", planes[0]);
   check_cache("value cache", planes[1]);
   const Fa2Call call = fa2_call(planes, q);
@@ -297,7 +313,7 @@ void CudaAttention::run_small(const Fa2Call& base, const TensorView& out, const 
   Fa2Call call = base;
   // A launch that is fixed serves batches of more chunks too.
   const bool in_place = schedule.one_chunk_each && !fixed_size() && !lse && !sink_logits &&
-                        out.dtype == shape.kv_dtype && out.is_contiguous();
+                        out.dtype == shape.kv_dtype && out.is_contiguous() && is_aligned(out.data);
   auto* const partial_out = reinterpret_cast<float*>(partials_.data());
   if (in_place) {
     call.out = out.data;
@@ -306,22 +322,28 @@ void CudaAttention::run_small(const Fa2Call& base, const TensorView& out, const 
     call.lse = partial_out + layout.size.partials * shape.num_qo_heads * shape.head_dim;
     call.split = true;
   }
+  int num_launches = 0;
   for (const bool has_mask : {false, true}) {
     for (std::size_t tile = 0; tile < kNumTiles; ++tile) {
       const std::int64_t count = layout.size.small_blocks[has_mask][tile];
+      if (count == 0) continue;
       run_fa2(call, has_mask, tile, layout.small[has_mask][tile], count, in_place, stream);
+      ++num_launches;
+      // Padding ends without waiting: who waits for a launch of it alone has waited for nothing.
+      if (fixed_size()) call.overlap_launch = false;
     }
   }
   if (in_place) return;
-  launch_merge_partials({.out = partial_out,
-                         .lse = call.lse,
-                         .token = ints(layout.merge_token),
-                         .begin = ints(layout.merge_begin),
-                         .count = ints(layout.merge_chunks),
-                         .num_tokens = layout.size.small_tokens,
-                         .num_tokens_device = total(kTotalSmallTokens),
-                         .overlap_launch = overlaps_launches_},
-                        out, lse, sink_logits, stream);
+  launch_merge_partials(
+      {.out = partial_out,
+       .lse = call.lse,
+       .token = ints(layout.merge_token),
+       .begin = ints(layout.merge_begin),
+       .count = ints(layout.merge_chunks),
+       .num_tokens = layout.size.small_tokens,
+       .num_tokens_device = total(kTotalSmallTokens),
+       .overlap_launch = overlaps_launches_ && (!fixed_size() || num_launches == 1)},
+      out, lse, sink_logits, stream);
 }
 
 void CudaAttention::run_large(const Fa2Call& base, const TensorView& out, const TensorView& lse,
@@ -333,15 +355,18 @@ void CudaAttention::run_large(const Fa2Call& base, const TensorView& out, const 
   Fa2Call call = base;
   call.out = out.data;
   call.lse = finish ? reinterpret_cast<float*>(large_lse_.data()) : nullptr;
-  // FA3 writes its own type only; FA2 stands in for it, with the same rows at the end of its list.
+  // FA3 writes its own type only, and finds values where the keys' strides say; where that is not
+  // it, FA2 stands in, with the same rows at the end of its list.
+  const bool runs_fa3 = is_native && base.keys.page_stride == base.values.page_stride &&
+                        base.keys.token_stride == base.values.token_stride;
   const auto tile =
       static_cast<std::size_t>(small_tile(options_.shape, largest_tile_rows(options_.shape)));
   for (const bool has_mask : {false, true}) {
-    const std::int64_t fa3_as_fa2 = has_mask || is_native ? 0 : schedule.counts.fa3_as_fa2;
+    const std::int64_t fa3_as_fa2 = has_mask || runs_fa3 ? 0 : schedule.counts.fa3_as_fa2;
     run_fa2(call, has_mask, tile, layout.large[has_mask],
             schedule.counts.fa2_tiles[has_mask] + fa3_as_fa2, is_native, stream);
   }
-  if (is_native && schedule.counts.fa3_tiles > 0) run_fa3(call, out.shape[0], stream);
+  if (runs_fa3 && schedule.counts.fa3_tiles > 0) run_fa3(call, out.shape[0], stream);
   if (!finish) return;
   launch_finish_large({.lse_base2 = call.lse,
                        .is_large = at<std::uint8_t>(layout.is_large),

@@ -93,9 +93,4 @@ void Staging::release(Slot* slot, cudaStream_t stream) {
   check_cuda(status, "cudaEventRecord(slot->event, stream)");
 }
 
-void Staging::give_back(Slot* slot) noexcept {
-  const std::lock_guard lock(mutex_);
-  slot->is_taken = false;
-}
-
 }  // namespace seqattn

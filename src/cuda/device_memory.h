@@ -52,8 +52,6 @@ class Staging {
   Slot* take(std::size_t bytes);
   // Work that uses the slot has been enqueued on the stream; afterwards the slot is free.
   void release(Slot* slot, cudaStream_t stream);
-  // Nothing that uses the slot has been enqueued.
-  void give_back(Slot* slot) noexcept;
 
  private:
   void make_room(Slot& slot, std::size_t bytes) const;

@@ -15,6 +15,7 @@
 
 #include "fa2.h"
 #include "launch.h"
+#include "soft_cap.cuh"
 
 namespace seqattn {
 namespace fa2 {
@@ -32,8 +33,7 @@ struct Params : flashinfer::BatchPrefillPagedParams<T, T, Out, std::int32_t> {
   ChunkSizes kv_chunk_size_ptr;
 };
 
-// Window and soft cap decided at run time; either may be off. With tanh from exp, since the fast
-// one is off by 2^-11.
+// Window and soft cap decided at run time; either may be off.
 template <bool kCustomMask>
 struct GeneralAttention : flashinfer::DefaultAttention<kCustomMask, true, false, false> {
   using Base = flashinfer::DefaultAttention<kCustomMask, true, false, false>;
@@ -50,10 +50,7 @@ struct GeneralAttention : flashinfer::DefaultAttention<kCustomMask, true, false,
   }
 
   REGISTER_LOGITS_TRANSFORM(params, logits, batch_idx, qo_idx, kv_idx, qo_head_idx, kv_head_idx, {
-    if (tanh_scale == 0) return logits;
-    const float power =
-        flashinfer::math::ptx_exp2(2 * flashinfer::math::log2e * tanh_scale * float(logits));
-    return T(1 - 2 * flashinfer::math::ptx_rcp(1 + power));
+    return tanh_scale == 0 ? logits : T(soft_cap_tanh(tanh_scale * float(logits)));
   })
 };
 

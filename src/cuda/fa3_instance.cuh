@@ -16,11 +16,12 @@
 #include <flashinfer/attention/mask.cuh>
 
 #include "fa3.h"
+#include "soft_cap.cuh"
 
 namespace seqattn {
 namespace fa3 {
 
-// Soft cap decided at run time, with tanh from exp, since the fast one is off by 2^-11.
+// Soft cap decided at run time.
 struct GeneralAttention {
   float tanh_scale = 0;  // 0 without a cap
   float scale_log2;
@@ -42,10 +43,7 @@ struct GeneralAttention {
   }
 
   REGISTER_LOGITS_TRANSFORM(params, logits, batch_idx, qo_idx, kv_idx, qo_head_idx, kv_head_idx, {
-    if (tanh_scale == 0) return logits;
-    const float power =
-        flashinfer::math::ptx_exp2(2 * flashinfer::math::log2e * tanh_scale * float(logits));
-    return T(1 - 2 * flashinfer::math::ptx_rcp(1 + power));
+    return tanh_scale == 0 ? logits : T(soft_cap_tanh(tanh_scale * float(logits)));
   })
 };
 

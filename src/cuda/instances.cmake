@@ -42,6 +42,9 @@ function(seqattn_generate_instances folder with_fa3 fa2_variable fa3_variable ta
   foreach(line IN LISTS SEQATTN_CUDA_INSTANCES)
     separate_arguments(words UNIX_COMMAND "${line}")
     list(POP_FRONT words kind dtype head_dim mask form)
+    if(NOT head_dim MATCHES "^(64|128|256)$") # FlashInfer's FA2 compiles for 96, and then reads astray
+      message(FATAL_ERROR "instances.cmake: got head_dim ${head_dim} in \"${line}\"; expected 64, 128 or 256")
+    endif()
     set(dtype_name ${dtype_name_of_${dtype}})
     set(is_general ${is_general_${form}})
     if(kind STREQUAL "fa2")

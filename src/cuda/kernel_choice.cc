@@ -21,6 +21,20 @@ std::string compiled() {
   return text;
 }
 
+// The line that adds what is missing, where FlashInfer has such a kernel.
+std::string way_out(const AttentionShape& shape, AttentionMask mask, bool general) {
+  const bool is_compilable =
+      shape.kv_dtype != DType::kFloat32 &&
+      (shape.head_dim == 64 || shape.head_dim == 128 || shape.head_dim == 256);
+  if (!is_compilable)
+    return "; its kernels are for float16 and bfloat16 with head_dim 64, 128, 256";
+  const char* const name = mask == AttentionMask::kNone     ? "none"
+                           : mask == AttentionMask::kCausal ? "causal"
+                                                            : "custom";
+  return concat(": add the line \"fa2 ", to_string(shape.kv_dtype), " ", shape.head_dim, " ", name,
+                general ? " general" : " plain", "\" to src/cuda/instances.cmake for more");
+}
+
 const Fa2Instance* find_fa2(const AttentionShape& shape, AttentionMask mask, bool general) {
   for (const Fa2Instance* instance : fa2_instances()) {
     if (instance->dtype == shape.kv_dtype && instance->head_dim == shape.head_dim &&
@@ -30,7 +44,7 @@ const Fa2Instance* find_fa2(const AttentionShape& shape, AttentionMask mask, boo
   }
   throw UnsupportedError(concat("attention of ", to_string(shape.kv_dtype), " with head_dim ",
                                 shape.head_dim, " on a CUDA device; this build holds ", compiled(),
-                                ": add a line to src/cuda/instances.cmake for more"));
+                                way_out(shape, mask, general)));
 }
 
 bool is_hopper(int device) {
@@ -63,6 +77,12 @@ KernelChoice choose_kernels(const AttentionShape& shape) {
   if (!(shape.sm_scale >= kLeastScale)) {
     throw UnsupportedError(concat("sm_scale ", shape.sm_scale,
                                   " on a CUDA device; its kernels take ", kLeastScale, " or more"));
+  }
+  // Hidden logits are -5e4 times the cap then.
+  if (shape.logits_soft_cap > 0 && shape.logits_soft_cap < kLeastScale) {
+    throw UnsupportedError(concat("logits_soft_cap ", shape.logits_soft_cap,
+                                  " on a CUDA device; its kernels take 0, for none, or ",
+                                  kLeastScale, " and more"));
   }
   const bool general = shape.window_left >= 0 || shape.logits_soft_cap > 0;
   return {.unmasked = find_fa2(shape, shape.causal ? AttentionMask::kCausal : AttentionMask::kNone,

@@ -284,6 +284,13 @@ unsigned blocks_for(std::int64_t num_tokens, std::int64_t num_heads) {
 
 }  // namespace
 
+bool merge_waits_for_predecessor() {
+  cudaFuncAttributes attributes{};
+  SEQATTN_CUDA_CHECK(cudaFuncGetAttributes(
+      &attributes, reinterpret_cast<const void*>(merge_partials<float, true>)));
+  return attributes.ptxVersion >= 90;
+}
+
 void launch_merge_partials(const PartialResults& partials, const TensorView& out,
                            const TensorView& lse, const TensorView& sink_logits,
                            cudaStream_t stream) {

@@ -21,6 +21,10 @@ struct PartialResults {
   bool overlap_launch = false;                      // launch.h
 };
 
+// Whether the kernels of this build, as the current device runs them, wait for their predecessor
+// themselves (launch.h): those for sm_90 and later do, older ones that run there do not.
+bool merge_waits_for_predecessor();
+
 // Merges in the order of the partials, adds sinks, writes out (float32 or 16-bit) and, where there
 // is one, lse. A token without partials gets 0 and -inf, or the sink.
 void launch_merge_partials(const PartialResults& partials, const TensorView& out,

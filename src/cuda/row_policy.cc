@@ -28,10 +28,14 @@ std::int64_t longest_chunk(const AttentionShape& shape) {
                   kLongestChunk * static_cast<std::int64_t>(std::bit_floor(heads)) / kFullHeads);
 }
 
+// Chunks are made longer rather than more than so many.
+std::int64_t many_chunks(const AttentionShape& shape) {
+  return kManyChunks * kLongestChunk / longest_chunk(shape);
+}
+
 std::int64_t chunk_tokens(const AttentionShape& shape, std::int64_t num_keys) {
   std::int64_t size = longest_chunk(shape);
-  const std::int64_t many = kManyChunks * kLongestChunk / size;
-  while (size * many < num_keys) size *= 2;
+  while (size * many_chunks(shape) < num_keys) size *= 2;
   return size;
 }
 
@@ -67,6 +71,10 @@ Chunks chunks_of(const AttentionShape& shape, const AttentionRow& row, int tile)
   }
   const std::int64_t size = chunk_tokens(shape, num_keys);
   return {size, ceil_div(num_keys, size)};
+}
+
+std::int64_t most_chunks_of_row(const AttentionShape& shape, std::int64_t num_keys) {
+  return std::min(many_chunks(shape), ceil_div(num_keys, longest_chunk(shape)));
 }
 
 // By chunk_tokens, all chunks but a row's last hold longest_chunk or more.

@@ -49,6 +49,9 @@ struct Chunks {
 };
 Chunks chunks_of(const AttentionShape& shape, const AttentionRow& row, int tile);
 
+// Bounds the chunks of a small row with so many keys.
+std::int64_t most_chunks_of_row(const AttentionShape& shape, std::int64_t num_keys);
+
 // Bounds the chunks of so many small rows with so many keys in all.
 std::int64_t most_chunks(const AttentionShape& shape, std::int64_t num_rows, std::int64_t num_keys);
 

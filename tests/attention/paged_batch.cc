@@ -111,7 +111,7 @@ PagedBatch::PagedBatch(const AttentionCase& attention_case, const std::vector<re
   packed_ = random_table(kv_lens, attention_case.page_size, num_pages, random);
 
   const KVCacheConfig config = attention_case.cache_config(num_pages, device);
-  const auto make_cache = [&](int head_dim, std::vector<double> ref::Row::*tokens) {
+  const auto make_cache = [&](int head_dim, std::vector<double> ref::Row::*tokens, bool with_gaps) {
     CacheImage image(config, head_dim, placement.unused, random);
     for (std::size_t i = 0; i < rows.size(); ++i) {
       const auto begin = static_cast<std::size_t>(packed_.kv_page_indptr()[i]);
@@ -119,12 +119,13 @@ PagedBatch::PagedBatch(const AttentionCase& attention_case, const std::vector<re
     }
     const auto shape = cache_shape(config, head_dim);
     Tensor cache(device, config.dtype, shape,
-                 cache_layout(shape, placement.with_gaps ? gap_unit(device) : 0));
+                 cache_layout(shape, with_gaps ? gap_unit(device) : 0));
     cache.write(image.values());
     return cache;
   };
-  keys_ = make_cache(attention_case.head_dim, &ref::Row::k);
-  values_ = make_cache(attention_case.dim_v(), &ref::Row::v);
+  keys_ = make_cache(attention_case.head_dim, &ref::Row::k, placement.with_gaps);
+  values_ = make_cache(attention_case.dim_v(), &ref::Row::v,
+                       placement.with_gaps || placement.values_with_gaps);
   const TensorView keys = keys_.view(), values = values_.view();
   manager_ = PagedKVCacheManager::from_tensors(std::span(&keys, 1), std::span(&values, 1), config);
 }

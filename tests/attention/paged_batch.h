@@ -18,8 +18,9 @@ enum class Unused { kNaN, kInfinity, kMixed };
 
 struct Placement {
   Unused unused = Unused::kNaN;
-  bool with_gaps = false;  // between slots, tokens, heads and pages of the cache
-  int spare_pages = 5;     // that no row holds
+  bool with_gaps = false;         // between slots, tokens, heads and pages of the cache
+  bool values_with_gaps = false;  // of the values alone
+  int spare_pages = 5;            // that no row holds
 };
 
 // A paged cache that holds the keys and values of some rows, and the table that finds them. Pages

@@ -44,6 +44,8 @@ std::vector<AttentionCase> cases() {
       add(base, "WideWindow", [](AttentionCase& c) { c.window_left = 1400; });
       add(base, "WindowAllKeys", [](AttentionCase& c) { c.causal = false, c.window_left = 77; });
       add(base, "SoftCap", [](AttentionCase& c) { c.logits_soft_cap = 5; });
+      add(base, "WideSoftCap", [](AttentionCase& c) { c.logits_soft_cap = 1e6; });
+      add(base, "NarrowSoftCap", [](AttentionCase& c) { c.logits_soft_cap = 0.01; });
       add(base, "Scale", [](AttentionCase& c) { c.sm_scale = 0.3; });
       add(base, "Mask", [](AttentionCase& c) { c.mask_density = 0.6; });
       add(base, "MaskWindow", [](AttentionCase& c) { c.mask_density = 0.6, c.window_left = 50; });
@@ -56,6 +58,7 @@ std::vector<AttentionCase> cases() {
       add(many, "LongAllKeys", [](AttentionCase& c) { c.causal = false; });
       add(many, "LongWindow", [](AttentionCase& c) { c.window_left = 60; });
       add(many, "LongSoftCap", [](AttentionCase& c) { c.logits_soft_cap = 3; });
+      add(many, "LongWideSoftCap", [](AttentionCase& c) { c.logits_soft_cap = 1e6; });
       add(many, "LongMask", [](AttentionCase& c) { c.mask_density = 0.5; });
       add(many, "LongSinks", [](AttentionCase& c) { c.sinks = true; });
       add(many, "LongFloatOut", [](AttentionCase& c) { c.out_dtype = DType::kFloat32; });
@@ -144,6 +147,15 @@ TEST(CudaScale, ThatIsTooSmallForTheKernelsIsRefusedOrRight) {
     } catch (const UnsupportedError&) {
     }
   }
+}
+
+// Theirs is a hidden logit of -5e4 times the cap.
+TEST(CudaSoftCap, ThatIsTooSmallForTheKernelsIsRefused) {
+  if (!has_gpu()) GTEST_SKIP() << "no GPU here: this test needs one";
+  AttentionCase c = gpu_case(DType::kFloat16);
+  c.logits_soft_cap = 9e-4;
+  PagedKVCacheManager manager(c.cache_config(4, cuda(0)));
+  EXPECT_THROW(BatchAttention(manager, c.options()), UnsupportedError);
 }
 
 TEST(CudaKernelName, SaysWhatThePlanUses) {
