@@ -42,7 +42,8 @@ class SEQATTN_EXPORT UnknownSequenceError : public Error {
 // again; `CacheDescriptor::try_allocate` reports the same as a value.
 class SEQATTN_EXPORT NoPageError : public Error {
  public:
-  NoPageError(std::int64_t needed, std::int64_t available);
+  // `has_reclaimer`: of the pool; the message says what may hold the other pages.
+  NoPageError(std::int64_t needed, std::int64_t available, bool has_reclaimer = false);
   ~NoPageError() override;
   std::int64_t needed() const noexcept { return needed_; }
   std::int64_t available() const noexcept { return available_; }

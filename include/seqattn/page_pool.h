@@ -35,7 +35,7 @@ class SEQATTN_EXPORT Reclaimer {
 //   1. a page is in the free list exactly when its count is 0, and it is there once;
 //   2. no count is negative.
 // Order is FIFO from page 0: the first `allocate(3)` of a fresh pool is {0, 1, 2}, and pages that
-// become free go to the back. Memory: 8 bytes a page.
+// become free go to the back. Memory: 8 bytes a page, and a bit where there is a prefix cache.
 //
 // Threads: const members may run at the same time; the others need the caller's lock.
 class SEQATTN_EXPORT PagePool {
@@ -69,6 +69,11 @@ class SEQATTN_EXPORT PagePool {
   std::int32_t ref_count(PageId page) const;
   std::span<const std::int32_t> ref_counts() const noexcept { return counts_; }  // indexed by page
   std::vector<PageId> free_pages() const;                                        // front first
+  // Whether a PrefixCache holds the page: others may find what it says, so that no call writes it,
+  // however few references it has.
+  bool is_cached(PageId page) const noexcept {
+    return !is_cached_.empty() && contains(page) && is_cached_[static_cast<std::size_t>(page)];
+  }
 
   // The reclaimer is borrowed; null removes it.
   void set_reclaimer(Reclaimer* reclaimer) noexcept { reclaimer_ = reclaimer; }
@@ -132,6 +137,7 @@ class SEQATTN_EXPORT PagePool {
   std::uint64_t tail_ = 0;
   std::vector<std::int32_t> counts_;
   std::vector<std::uint32_t> generations_;  // empty in release builds
+  std::vector<bool> is_cached_;             // empty without a prefix cache
   Reclaimer* reclaimer_ = nullptr;
   std::uint64_t num_recycled_ = 0;  // pages freed and taken in one step
   bool handled_by_callers_ = false;

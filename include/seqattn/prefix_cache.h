@@ -23,7 +23,7 @@ struct PrefixCacheOptions {
   // The time that `ttl` is measured in; null for std::chrono::steady_clock. It must never go back,
   // and not call the cache, its pool or a descriptor of that pool.
   std::function<std::chrono::steady_clock::time_point()> clock;
-  // How many events are kept until drain_events takes them; each costs 64 + 4 * page_size bytes
+  // How many events are kept until drain_events takes them; each costs 48 + 4 * page_size bytes
   // from the start. 0 for none.
   std::int64_t event_capacity = 0;
 };
@@ -128,7 +128,8 @@ class SEQATTN_EXPORT PrefixHandle {
 // lock covers the cache, its handles and the descriptors.
 class SEQATTN_EXPORT PrefixCache : public Reclaimer {
  public:
-  // Throws InvalidArgumentError when the pool has a reclaimer already, or for a negative capacity.
+  // Throws InvalidArgumentError when the pool has a reclaimer already, or for a negative capacity;
+  // OutOfMemoryError for one whose events find no memory.
   explicit PrefixCache(PagePool& pool, PrefixCacheOptions options = {});
   // Drops the cache's references. Live handles must have gone.
   ~PrefixCache() override;

@@ -699,18 +699,18 @@ def save_sequence(descriptor: CacheDescriptor, seq_id: SupportsIndex) -> bytes:
     """
 
 @overload
-def save_sequence(descriptor: CacheDescriptor, seq_id: SupportsIndex, path: str | os.PathLike[str]) -> None:
+def save_sequence(descriptor: CacheDescriptor, seq_id: SupportsIndex, path: str | os.PathLike[str] | seqattn._types.BinaryWriter) -> None:
     """
-    The same into a file, which is replaced as a whole.
+    The same into a file.
 
-    It is written under a temporary name in the same folder, brought to the disk and renamed: a call that raises leaves the old file, a crash the old one or the new one. Raises FileError (an OSError) too.
+    The file of a path is replaced as a whole: written under a temporary name in the same folder, brought to the disk and renamed. A call that raises leaves the old file, a crash the old one or the new one. (Where the folder cannot be synced, the last step, the error says that the new file is there, but a crash may bring the old one back.) A binary file object, or what else has write, gets the bytes in parts of about 4 MiB; what it raises comes out, with the first parts written. Raises FileError (an OSError) too.
     """
 
-def restore_sequence(descriptor: CacheDescriptor, seq_id: SupportsIndex, state: bytes | bytearray | memoryview | str | os.PathLike[str]) -> seqattn._types.SequenceStateInfo:
+def restore_sequence(descriptor: CacheDescriptor, seq_id: SupportsIndex, state: bytes | bytearray | memoryview | str | os.PathLike[str] | seqattn._types.BinaryReader) -> seqattn._types.SequenceStateInfo:
     """
-    Starts a sequence from what save_sequence made: bytes (or another buffer), or a path.
+    Starts a sequence from what save_sequence made: bytes (or another buffer), the path of a regular file, or a binary file object.
 
-    The cache may have another page size, layout, dtype and device; with its own dtype the tokens are the same bits, else they are rounded by way of float32, to nearest even, and float16 overflows to infinity. Raises InvalidArgumentError for a sequence that exists or another number of layers or heads, or another head dimension; SequenceStateError for what is no state, truncated or corrupted; NoPageError; FileError (an OSError).
+    A file object, or what else has read, is read to the state's last byte and no further. When the call raises nothing has changed, but for pages that a prefix cache or another reclaimer gave up for it: those stay free. Bytes and files of a path are checked before it is asked, a file object is checked as it comes. The cache may have another page size, layout, dtype and device; with its own dtype the tokens are the same bits, else they are rounded by way of float32, to nearest even, and float16 overflows to infinity. Raises InvalidArgumentError for a sequence that exists or another number of layers or heads, or another head dimension; SequenceStateError for what is no state, truncated or corrupted; NoPageError; FileError (an OSError).
     """
 
 @overload

@@ -84,6 +84,13 @@ void bind_pool_members(nb::class_<T>& cls) {
           nb::sig("def release_pages(self, page_indices: collections.abc.Iterable[int]) -> None"),
           "The same as unref.")
       .def(
+          "is_cached",
+          [](const T& self, const Int& page) {
+            return self.page_pool().is_cached(to_int(page, "page"));
+          },
+          "page"_a.none(), nb::sig("def is_cached(self, page: typing.SupportsIndex) -> bool"),
+          "Whether a PrefixCache holds the page, so that no call writes it.")
+      .def(
           "set_reclaimer",
           [](const T& self, const Any& reclaimer) {
             reclaimer_of(self).set(reclaimer, self.page_pool());

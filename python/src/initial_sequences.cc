@@ -55,9 +55,11 @@ void adopt_all(CacheDescriptor& descriptor, nb::handle mapping) {
     for (const PageId page : pages) ++holders[page];
     for (const auto& [page, num_holders] : holders) {
       const std::int64_t count = descriptor.pool().ref_count(page) - num_holders;
-      require(count >= num_holders, "seq_id_to_data: page ", page, " has ", count,
-              " references for ", num_holders,
-              " holders; expected one for each: call ref first, or attach");
+      const bool is_cached = descriptor.pool().is_cached(page);
+      const std::int64_t needed = num_holders + (is_cached ? 1 : 0);
+      require(count >= needed, "seq_id_to_data: page ", page, " has ", count, " references for ",
+              needed, " holders", is_cached ? ", a prefix cache among them" : "",
+              "; expected one for each: call ref first, or attach");
     }
     descriptor.pool().unref(pages);
   } catch (...) {

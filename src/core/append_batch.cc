@@ -70,6 +70,9 @@ std::vector<TokenRange> plan_append(const PagePool& pool, const AppendBatch& bat
               " references; expected 1: append before sharing");
       require(count == 1 || batch.foreign, "append: page ", page,
               " is free; expected a page in use: pack the batch again after a release");
+      require(!pool.is_cached(page), "append: page ", page,
+              " is in a prefix cache; expected one that a sequence alone holds: a batch ends with "
+              "the release of its sequences, so pack again");
       require(written.insert(page), "append: page ", page,
               " would be written twice; expected a row to have its own pages to write");
     }

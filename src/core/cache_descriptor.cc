@@ -26,8 +26,10 @@ SequenceData make_sequence(PageIds pages, std::int64_t num_tokens, int page_size
           .window = window};
 }
 
-std::vector<PageCopy> finish(GrowTransaction& growth, Stream stream) {
-  if (!growth.prepare(stream)) throw NoPageError(growth.needed(), growth.available());
+std::vector<PageCopy> finish(GrowTransaction& growth, const PagePool& pool, Stream stream) {
+  if (!growth.prepare(stream)) {
+    throw NoPageError(growth.needed(), growth.available(), pool.reclaimer() != nullptr);
+  }
   growth.commit();
   return growth.take_copies();
 }
@@ -58,12 +60,12 @@ CacheDescriptor::~CacheDescriptor() {
 std::vector<PageCopy> CacheDescriptor::allocate(SeqIds seq_ids, Lengths seq_new_lens,
                                                 Stream stream) {
   auto growth = GrowTransaction::by_lengths(*this, seq_ids, seq_new_lens);
-  return finish(growth, stream);
+  return finish(growth, *pool_, stream);
 }
 
 std::vector<PageCopy> CacheDescriptor::allocate_decoding(SeqIds seq_ids, Stream stream) {
   auto growth = GrowTransaction::by_one_token(*this, seq_ids);
-  return finish(growth, stream);
+  return finish(growth, *pool_, stream);
 }
 
 Admission CacheDescriptor::try_allocate(SeqIds seq_ids, Lengths seq_new_lens, Stream stream) {
@@ -152,8 +154,10 @@ void CacheDescriptor::adopt(SeqId seq_id, PageIds pages, std::int64_t num_tokens
             pool_->num_pages());
     const std::int32_t count = pool_->ref_count(page);
     require(count > 0, "adopt: page ", page, " is free; expected a page in use");
-    require(holders[page] <= count, "adopt: page ", page, " has ", count, " references for ",
-            holders[page], " holders; expected one for each: call ref first, or attach");
+    const std::int64_t needed = holders[page] + (pool_->is_cached(page) ? 1 : 0);
+    require(needed <= count, "adopt: page ", page, " has ", count, " references for ", needed,
+            " holders", pool_->is_cached(page) ? ", a prefix cache among them" : "",
+            "; expected one for each: call ref first, or attach");
   }
   sequences_.insert_or_assign(seq_id, std::move(data));
   pool_->handled_by_callers_ = true;

@@ -44,12 +44,15 @@ PagePool::~PagePool() = default;
 
 std::vector<PageId> PagePool::allocate(std::int64_t num_pages) {
   require(num_pages >= 0, "num_pages: got ", num_pages, "; expected at least 0");
-  if (num_pages > num_pages_) throw NoPageError(num_pages, available_pages_count());
+  const auto no_page = [&] {
+    return NoPageError(num_pages, available_pages_count(), reclaimer_ != nullptr);
+  };
+  if (num_pages > num_pages_) throw no_page();
   std::vector<PageId> pages;
   pages.reserve(static_cast<std::size_t>(num_pages));
   const std::int64_t missing = num_pages - available_pages_count();
   if (missing > 0 && !(reclaim(missing) && num_pages <= available_pages_count())) {
-    throw NoPageError(num_pages, available_pages_count());
+    throw no_page();
   }
   const std::int64_t first = ring_index(head_);
   const std::int64_t before_wrap = std::min(num_pages, num_pages_ - first);

@@ -110,12 +110,15 @@ void check_tokens(std::string_view name, const TensorView& tensor, std::int64_t 
                         .output = output});
 }
 
-// Throws InvalidArgumentError unless the page is in use, and by one holder only.
+// Throws InvalidArgumentError unless the page is in use, by one holder only, and that no cache.
 void check_target(const char* call, const PagePool& pool, PageId page) {
   const std::int32_t count = pool.ref_count(page);
   require(count > 0, call, ": page ", page, " is free; expected a page in use");
   require(count == 1, call, ": page ", page, " has ", count,
           " references; expected 1: a shared page is never written");
+  require(!pool.is_cached(page), call, ": page ", page,
+          " is in a prefix cache; expected one that a sequence or the caller holds: a cached page "
+          "is never written");
 }
 
 }  // namespace

@@ -36,8 +36,9 @@ PrefixCache::~PrefixCache() {
   if (pool.reclaimer() == this) pool.set_reclaimer(nullptr);
   for (std::size_t page = 0; page < state_->is_cached.size(); ++page) {
     if (!state_->is_cached[page]) continue;
+    const auto id = static_cast<PageId>(page);
+    state_->disclaim(std::span(&id, 1));
     try {
-      const auto id = static_cast<PageId>(page);
       pool.drop(std::span(&id, 1));
     } catch (...) {
       // Somebody dropped the cache's reference, and a destructor can tell nobody. The other pages
@@ -120,10 +121,8 @@ std::int64_t PrefixCache::insert(const CacheDescriptor& descriptor, SeqId seq_id
   if (num_old_pages == num_pages) {
     end = state.end_of(place);
   } else {
-    end = &state.add(
-        place, salt, whole.subspan(num_old_tokens),
-        std::span(sequence.kv_page_indices).subspan(num_old_pages, num_pages - num_old_pages),
-        num_old_pages);
+    end = &state.add(place, salt, whole.subspan(num_old_tokens),
+                     std::span(sequence.kv_page_indices).first(num_pages), num_old_pages);
   }
   if (end == nullptr) return 0;
   for (PrefixNode* node = end; !node->is_root(); node = node->parent) {

@@ -1,5 +1,6 @@
 #include "prefix_cache_state.h"
 
+#include <algorithm>
 #include <chrono>
 #include <limits>
 #include <span>
@@ -23,7 +24,9 @@ PrefixCache::State::State(PagePool& page_pool, PrefixCacheOptions&& given)
       options(std::move(given)),
       tree(pool.page_size()),
       events(options.event_capacity, pool.page_size()),
-      is_cached(static_cast<std::size_t>(pool.num_pages())) {}
+      is_cached(static_cast<std::size_t>(pool.num_pages())) {
+  pool.is_cached_.resize(is_cached.size());
+}
 
 PrefixNode* PrefixCache::State::end_of(const PrefixTree::Place& place) {
   if (place.num_common == 0) {
@@ -36,11 +39,13 @@ PrefixNode* PrefixCache::State::end_of(const PrefixTree::Place& place) {
 }
 
 PrefixNode& PrefixCache::State::add(const PrefixTree::Place& place, std::string_view salt,
-                                    TokenSpan tokens, PageIds pages, std::int64_t first) {
+                                    TokenSpan tokens, std::span<const PageId> sequence,
+                                    std::int64_t first) {
+  const auto pages = sequence.subspan(static_cast<std::size_t>(first));
   auto sprout = PrefixTree::sprout(tokens, pages);
   // A split of the place may take one more.
   order.reserve(static_cast<std::size_t>(tree.num_nodes()) + 2);
-  claim(pages, first);
+  claim(sequence, first);
   PrefixNode* parent = nullptr;
   bool has_references = false;
   try {
@@ -87,22 +92,31 @@ void PrefixCache::State::unpin(PrefixNode& end) noexcept {
   order.update(end);
 }
 
-void PrefixCache::State::claim(PageIds pages, std::int64_t first) {
-  for (std::size_t i = 0; i < pages.size(); ++i) {
-    if (!is_cached[static_cast<std::size_t>(pages[i])]) {
-      is_cached[static_cast<std::size_t>(pages[i])] = true;
+void PrefixCache::State::claim(std::span<const PageId> sequence, std::int64_t first) {
+  for (auto entry = sequence.begin() + first; entry != sequence.end(); ++entry) {
+    const PageId page = *entry;
+    if (!pool.is_cached(page)) {
+      is_cached[static_cast<std::size_t>(page)] = true;
+      pool.is_cached_[static_cast<std::size_t>(page)] = true;
       continue;
     }
-    disclaim(std::span(pages.data(), i));
+    disclaim(std::span(sequence.begin() + first, entry));
+    const auto earlier = std::find(sequence.begin(), entry, page);
+    require(earlier == entry, "insert: page ", page, " is listed twice by the sequence, at entry ",
+            earlier - sequence.begin(), " and at entry ", entry - sequence.begin(),
+            "; expected each page once, since no page holds the tokens of two places");
     throw InvalidArgumentError(
-        concat("insert: page ", pages[i], " at entry ", first + static_cast<std::int64_t>(i),
+        concat("insert: page ", page, " at entry ", entry - sequence.begin(),
                " of the sequence is cached already under other tokens or another salt; expected "
                "the tokens and the salt that it was computed for"));
   }
 }
 
 void PrefixCache::State::disclaim(PageIds pages) noexcept {
-  for (const PageId page : pages) is_cached[static_cast<std::size_t>(page)] = false;
+  for (const PageId page : pages) {
+    is_cached[static_cast<std::size_t>(page)] = false;
+    pool.is_cached_[static_cast<std::size_t>(page)] = false;
+  }
 }
 
 }  // namespace seqattn

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <unordered_map>
 #include <unordered_set>
 #include <vector>
@@ -26,10 +27,10 @@ struct PrefixCache::State {
   // place without tokens. All or nothing.
   PrefixNode* end_of(const PrefixTree::Place& place);
 
-  // Adds pages behind the place, as a node that no use has been counted for: `first` is the number
-  // of the first of them in the sequence, for messages. All or nothing.
+  // Adds the pages of a sequence from the one of that number on behind the place, as a node that
+  // no use has been counted for. All or nothing.
   PrefixNode& add(const PrefixTree::Place& place, std::string_view salt, TokenSpan tokens,
-                  PageIds pages, std::int64_t first);
+                  std::span<const PageId> sequence, std::int64_t first);
 
   // For the node and all in front of it: they were used now; one more handle ends here, or one
   // less.
@@ -37,9 +38,9 @@ struct PrefixCache::State {
   void pin(PrefixNode& end) noexcept;
   void unpin(PrefixNode& end) noexcept;
 
-  // Marks pages as the cache's, all or nothing. Throws InvalidArgumentError for one that is so
-  // already.
-  void claim(PageIds pages, std::int64_t first);
+  // Marks a sequence's pages from that number on as the cache's, all or nothing. Throws
+  // InvalidArgumentError for one that is so already.
+  void claim(std::span<const PageId> sequence, std::int64_t first);
   void disclaim(PageIds pages) noexcept;
 
   PagePool& pool;

@@ -54,6 +54,7 @@ void PrefixCache::check_invariants() const {
       const auto page = static_cast<std::size_t>(id);
       check(!seen[page], "page ", id, " is cached twice");
       check(counts[page] > 0, "page ", id, " is cached and free");
+      check(state_->pool.is_cached(id), "the pool does not know that page ", id, " is cached");
       seen[page] = true;
     }
   }

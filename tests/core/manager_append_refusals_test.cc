@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "seqattn/cache_descriptor.h"
 #include "seqattn/error.h"
 #include "seqattn/paged_kv_cache_manager.h"
+#include "seqattn/prefix_cache.h"
 
 // Appends that are refused, each before a byte is written.
 namespace seqattn {
@@ -173,6 +175,59 @@ TEST_F(AppendRefusals, TensorsOfAnotherShapeTypeStrideOrDevice) {
   EXPECT_THAT(with([](TensorView& t) { t.strides[2] = 2; }), HasSubstr("contiguous innermost"));
   EXPECT_THAT(with([](TensorView& t) { t.strides[0] = -8; }), HasSubstr("negative strides"));
   EXPECT_THAT(with([](TensorView& t) { t.data = nullptr; }), HasSubstr("null pointer"));
+}
+
+// What only a prefix cache holds has one reference, as a page has that a sequence may write.
+TEST_F(AppendRefusals, PagesThatOnlyAPrefixCacheHolds) {
+  PrefixCache cache(manager_.pool());
+  descriptor_.allocate({7}, {8});
+  const auto stale = descriptor_.pack_for_flashinfer({7});
+  const std::vector<TokenId> ids{1, 2, 3, 4, 5, 6, 7, 8};
+  cache.insert(descriptor_, 7, ids);
+  descriptor_.release({7});
+  EXPECT_EQ(refusal(stale, {0, 2}),
+            "append: page 4 is in a prefix cache; expected one that a sequence alone holds: a "
+            "batch ends with the release of its sequences, so pack again");
+
+  const PrefixHandle handle = cache.pin(ids);
+  const std::vector<PageId> pages(handle.pages().begin(), handle.pages().end());
+  const HostTensor t = tokens(1);
+  EXPECT_THAT(refusal_of([&] { manager_.write_kv(pages, 0, 1, t.view(), t.view()); }),
+              HasSubstr("page 3 is in a prefix cache"));
+  EXPECT_THAT(refusal_of([&] {
+                manager_.move_tokens(std::array{TokenMove{0, 0, 3, 0}});
+              }),
+              HasSubstr("move_tokens: page 3 is in a prefix cache"));
+  EXPECT_THAT(refusal_of([&] {
+                manager_.copy_pages(std::array{PageCopy{0, 4}});
+              }),
+              HasSubstr("copy_pages: page 4 is in a prefix cache"));
+  EXPECT_EQ(refusal_of([&] { descriptor_.adopt(8, pages, 8); }),
+            "adopt: page 3 has 1 references for 2 holders, a prefix cache among them; expected one "
+            "for each: call ref first, or attach");
+
+  manager_.pool().ref(pages);
+  descriptor_.adopt(8, pages, 8);
+  cache.check_invariants();
+  EXPECT_TRUE(manager_.pool().is_cached(3));
+  EXPECT_FALSE(manager_.pool().is_cached(0));
+  EXPECT_FALSE(manager_.pool().is_cached(-1));
+}
+
+// A page that the cache has given up is like any other.
+TEST_F(AppendRefusals, NoPagesThatAPrefixCacheHeldOnce) {
+  for (const bool ends : {false, true}) {
+    auto cache = std::make_unique<PrefixCache>(manager_.pool());
+    const std::vector<TokenId> ids{1, 2, 3, 4};
+    descriptor_.allocate({7}, {4});
+    cache->insert(descriptor_, 7, ids);
+    EXPECT_THAT(refusal({7}, {0, 1}), HasSubstr("2 references"));
+    ends ? cache.reset() : cache->clear();
+    const HostTensor t = tokens(1);
+    EXPECT_NO_THROW(manager_.append_kv(t.view(), t.view(), descriptor_.pack_for_flashinfer({7}),
+                                       std::array{0, 1}));
+    descriptor_.release({7});
+  }
 }
 
 TEST_F(AppendRefusals, TensorsInsideTheCache) {

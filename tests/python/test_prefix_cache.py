@@ -6,7 +6,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from support import attention_reference, make_manager, run_python, snapshot, tolerance
+from support import attention_reference, make_manager, refused, run_python, snapshot, tolerance
 
 import seqattn
 from seqattn import (
@@ -322,3 +322,69 @@ def test_attention_over_a_shared_prefix_is_what_it_is_without(rng):
         descriptor.release([seq_id])
         cache.check_invariants()
     assert cache.stats().num_tokens_found > 50 and cache.stats().num_pages_evicted > 5
+
+
+def test_what_is_cached_is_never_written():
+    manager = make_manager(num_pages=8, page_size=4)
+    descriptor, cache = CacheDescriptor(manager), PrefixCache(manager.pool)
+    descriptor.allocate([1], [8])
+    stale = descriptor.pack_for_flashinfer([1])
+    shape = (8, manager.num_heads, manager.head_dim)
+    keys = np.ones(shape, np.float32)
+    manager.append_kv(keys, keys, stale, [0, 8])
+    cache.insert(descriptor, 1, range(8))
+    descriptor.release([1])
+    with pytest.raises(InvalidArgumentError, match="page 0 is in a prefix cache"):
+        manager.append_kv(2 * keys, keys, stale, [0, 8])
+    with cache.pin(range(8)) as handle:
+        with pytest.raises(InvalidArgumentError, match="page 0 is in a prefix cache"):
+            manager.write_kv(handle.pages, 0, 2 * keys, keys)
+        with pytest.raises(InvalidArgumentError, match="a prefix cache among them"):
+            descriptor.adopt(2, handle.pages, 8)
+        found, _ = manager.read_kv(handle.pages, 0, 8)
+    assert (np.asarray(found, np.float32) == 1).all()
+    assert manager.pool.is_cached(0) and not manager.pool.is_cached(2)
+    cache.check_invariants()
+
+
+def test_equal_pages_behind_different_prefixes_are_different_pages():
+    manager = make_manager(num_pages=8, page_size=4)
+    descriptor, cache = CacheDescriptor(manager), PrefixCache(manager)
+    first, second, block = [0, 1, 2, 3], [20, 21, 22, 23], [50, 51, 52, 53]
+    pages = {}
+    for seq_id, front in enumerate((first, second)):
+        descriptor.allocate([seq_id], [8])
+        pages[seq_id] = descriptor.pages(seq_id)
+        assert cache.insert(descriptor, seq_id, front + block) == 2
+    descriptor.release([0, 1])
+    with cache.match([*first, *block, 9]) as found, cache.match([*second, *block, 9]) as other:
+        assert (found.pages, other.pages) == (pages[0], pages[1])
+    assert not cache.match([*block, 9])
+    assert cache.stats().num_pages == 4
+
+
+def test_a_page_that_is_listed_twice_is_said_to_be():
+    manager = make_manager(num_pages=8, page_size=4)
+    descriptor, cache = CacheDescriptor(manager), PrefixCache(manager, event_capacity=8)
+    descriptor.allocate([1], [4])
+    descriptor.attach(2, [0, 0], 8)
+    with refused(InvalidArgumentError, "page 0 is listed twice by the sequence, at entry 0 and", descriptor, cache):
+        cache.insert(descriptor, 2, range(8))
+
+
+def test_salts_that_have_no_bytes_are_named():
+    cache = PrefixCache(make_manager())
+    for salt in ("\ud800", "a\udfff"):
+        with pytest.raises(InvalidArgumentError, match=r"salt: got '.*\\ud.*', which holds a surrogate") as error:
+            cache.match([1], salt)
+        assert not isinstance(error.value, UnicodeError)
+    assert not cache.match([1], "\udcff")  # a byte that Python could not read
+
+
+def test_more_events_than_memory_are_refused_with_what_they_need():
+    pool = seqattn.PagePool(1, 2**20)
+    with pytest.raises(
+        MemoryError, match="no memory for 9007302333956096 bytes of 2147483648 events; expected an event"
+    ):
+        PrefixCache(pool, event_capacity=2**31)
+    PrefixCache(pool, event_capacity=2)
