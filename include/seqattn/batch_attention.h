@@ -32,6 +32,12 @@ struct AttentionOptions {
   // Threads of the CPU backend; 0 = all that OpenMP offers. Never more run than there are
   // processors (64 where those are fewer) or than OMP_THREAD_LIMIT.
   int num_threads = 0;
+  // Lets a CPU compute the products of a bfloat16 cache with its own dot products of bfloat16,
+  // which is faster and rounds to bfloat16 what otherwise stays float32: the weights of the
+  // softmax, and queries that come as float32 (docs/formulas.md). It needs AVX512_BF16, and
+  // head_dim and head_dim_v that are multiples of 32; elsewhere it changes nothing. kernel_name()
+  // says what runs.
+  bool bfloat16_products = false;
 };
 
 // The largest batch that `plan` will be given, 0 = no limit; a batch beyond it is an error. On a

@@ -593,7 +593,7 @@ class BatchAttention:
     """
     Attention of a ragged batch over a paged cache: prefill, chunked prefill, decode and any mixture.
 
-    `plan` once a step; then, for each layer, `append_kv` and `run`. num_qo_heads: a multiple of the cache's num_heads; query head h reads KV head h // (num_qo_heads // num_heads). causal: query j of a row sees the keys up to its own position, kv_len - q_len + j. window_left: a query sees no more than that many keys before its own position, -1 = all. sm_scale: 1 / sqrt(head_dim) unless given. logits_soft_cap: logits become cap * tanh(logit / cap), 0 = no cap. num_threads: 0 = all. max_sequences, max_q_tokens, max_q_len (of one sequence), max_pages: the largest batch, 0 = no limit; with max_q_tokens, tensors of tokens may have that many rows, of which the batch's come first.
+    `plan` once a step; then, for each layer, `append_kv` and `run`. num_qo_heads: a multiple of the cache's num_heads; query head h reads KV head h // (num_qo_heads // num_heads). causal: query j of a row sees the keys up to its own position, kv_len - q_len + j. window_left: a query sees no more than that many keys before its own position, -1 = all. sm_scale: 1 / sqrt(head_dim) unless given. logits_soft_cap: logits become cap * tanh(logit / cap), 0 = no cap. num_threads: 0 = all. bfloat16_products: lets a CPU with AVX512_BF16 compute the products of a bfloat16 cache by its own dot products, where head_dim and head_dim_v are multiples of 32; they are faster and round the weights of the softmax and queries that come as float32 to bfloat16. kernel_name says what runs. max_sequences, max_q_tokens, max_q_len (of one sequence), max_pages: the largest batch, 0 = no limit; with max_q_tokens, tensors of tokens may have that many rows, of which the batch's come first.
 
     CUDA graphs: an object with max_sequences, max_q_tokens and max_pages (max_q_len too, where sequences bring few queries each) keeps its buffers, so that what is captured once serves every later plan. Call plan, append_kv and run once to warm up, then capture append_kv and run of all layers with tensors of max_q_tokens rows:
 
@@ -604,7 +604,7 @@ class BatchAttention:
     A step is then: allocate, plan, fill keys, values and q in place, graph.replay(). plan itself is never captured. With torch tensors nothing in the capture waits, uses another stream or takes memory, but for outputs that are not given, which come from the graph's own pool. Keep this object as long as the graph.
     """
 
-    def __init__(self, cache_manager: PagedKVCacheManager, num_qo_heads: SupportsIndex, *, causal: bool = True, window_left: SupportsIndex = -1, sm_scale: float | None = None, logits_soft_cap: float = 0.0, num_threads: SupportsIndex = 0, max_sequences: SupportsIndex = 0, max_q_tokens: SupportsIndex = 0, max_q_len: SupportsIndex = 0, max_pages: SupportsIndex = 0) -> None: ...
+    def __init__(self, cache_manager: PagedKVCacheManager, num_qo_heads: SupportsIndex, *, causal: bool = True, window_left: SupportsIndex = -1, sm_scale: float | None = None, logits_soft_cap: float = 0.0, num_threads: SupportsIndex = 0, bfloat16_products: bool = False, max_sequences: SupportsIndex = 0, max_q_tokens: SupportsIndex = 0, max_q_len: SupportsIndex = 0, max_pages: SupportsIndex = 0) -> None: ...
 
     @property
     def cache_manager(self) -> PagedKVCacheManager:
@@ -662,6 +662,10 @@ class BatchAttention:
     @property
     def num_threads(self) -> int:
         """Threads of the CPU backend; 0: all."""
+
+    @property
+    def bfloat16_products(self) -> bool:
+        """Whether a CPU may use its dot products of bfloat16."""
 
     @property
     def sm_scale(self) -> float:

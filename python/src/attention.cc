@@ -27,8 +27,8 @@ float to_float(double value, std::string_view name) {
 
 void init(Attention* self, const Any& cache_manager, const Int& num_qo_heads, bool causal,
           const Int& window_left, std::optional<double> sm_scale, double logits_soft_cap,
-          const Int& num_threads, const Int& max_sequences, const Int& max_q_tokens,
-          const Int& max_q_len, const Int& max_pages) {
+          const Int& num_threads, bool bfloat16_products, const Int& max_sequences,
+          const Int& max_q_tokens, const Int& max_q_len, const Int& max_pages) {
   const Manager* given = nullptr;
   if (!nb::try_cast(cache_manager, given, false) || given == nullptr) {
     throw_type_error(concat("cache_manager: got ", class_name(cache_manager),
@@ -42,6 +42,7 @@ void init(Attention* self, const Any& cache_manager, const Int& num_qo_heads, bo
   if (sm_scale) options.sm_scale = to_float(*sm_scale, "sm_scale");
   options.logits_soft_cap = to_float(logits_soft_cap, "logits_soft_cap");
   options.num_threads = to_int(num_threads, "num_threads");
+  options.bfloat16_products = bfloat16_products;
   const PlanCapacity capacity{to_int64(max_sequences, "max_sequences"),
                               to_int64(max_q_tokens, "max_q_tokens"),
                               to_int64(max_q_len, "max_q_len"), to_int64(max_pages, "max_pages")};
@@ -184,6 +185,8 @@ void bind_options(nb::class_<Attention>& cls) {
          "Keys seen before the own position; -1: all.");
   option("logits_soft_cap", &AttentionOptions::logits_soft_cap, "The cap of the logits; 0: none.");
   option("num_threads", &AttentionOptions::num_threads, "Threads of the CPU backend; 0: all.");
+  option("bfloat16_products", &AttentionOptions::bfloat16_products,
+         "Whether a CPU may use its dot products of bfloat16.");
   cls.def_prop_ro(
       "sm_scale", [](const Attention& self) { return self.attention->options().sm_scale.value(); },
       "The factor of q . k.");
@@ -259,8 +262,12 @@ void bind_attention(nb::module_& m) {
       "causal: query j of a row sees the keys up to its own position, kv_len - q_len + j. "
       "window_left: a query sees no more than that many keys before its "
       "own position, -1 = all. sm_scale: 1 / sqrt(head_dim) unless given. logits_soft_cap: logits "
-      "become cap * tanh(logit / cap), 0 = no cap. num_threads: 0 = all. max_sequences, "
-      "max_q_tokens, max_q_len (of one sequence), max_pages: the largest batch, 0 = no limit; with "
+      "become cap * tanh(logit / cap), 0 = no cap. num_threads: 0 = all. bfloat16_products: lets a "
+      "CPU with AVX512_BF16 compute the products of a bfloat16 cache by its own dot products, "
+      "where head_dim and head_dim_v are multiples of 32; they are faster and round the weights of "
+      "the softmax and queries that come as float32 to bfloat16. kernel_name says what runs. "
+      "max_sequences, max_q_tokens, max_q_len (of one sequence), max_pages: the largest batch, 0 = "
+      "no limit; with "
       "max_q_tokens, tensors of tokens may have that many rows, of which the batch's come "
       "first.\n\n"
       "CUDA graphs: an object with max_sequences, max_q_tokens and max_pages (max_q_len too, where "
@@ -278,14 +285,16 @@ void bind_attention(nb::module_& m) {
       "this object as long as the graph.");
   cls.def("__init__", &init, "cache_manager"_a.none(), "num_qo_heads"_a.none(), nb::kw_only(),
           "causal"_a = true, "window_left"_a.none() = -1, "sm_scale"_a.none() = nb::none(),
-          "logits_soft_cap"_a = 0.0, "num_threads"_a.none() = 0, "max_sequences"_a.none() = 0,
-          "max_q_tokens"_a.none() = 0, "max_q_len"_a.none() = 0, "max_pages"_a.none() = 0,
+          "logits_soft_cap"_a = 0.0, "num_threads"_a.none() = 0, "bfloat16_products"_a = false,
+          "max_sequences"_a.none() = 0, "max_q_tokens"_a.none() = 0, "max_q_len"_a.none() = 0,
+          "max_pages"_a.none() = 0,
           nb::sig("def __init__(self, cache_manager: PagedKVCacheManager, num_qo_heads: "
                   "typing.SupportsIndex, *, causal: bool = True, window_left: "
                   "typing.SupportsIndex = -1, sm_scale: float | None = None, logits_soft_cap: "
-                  "float = 0.0, num_threads: typing.SupportsIndex = 0, max_sequences: "
-                  "typing.SupportsIndex = 0, max_q_tokens: typing.SupportsIndex = 0, max_q_len: "
-                  "typing.SupportsIndex = 0, max_pages: typing.SupportsIndex = 0) -> None"))
+                  "float = 0.0, num_threads: typing.SupportsIndex = 0, bfloat16_products: bool = "
+                  "False, max_sequences: typing.SupportsIndex = 0, max_q_tokens: "
+                  "typing.SupportsIndex = 0, max_q_len: typing.SupportsIndex = 0, max_pages: "
+                  "typing.SupportsIndex = 0) -> None"))
       .def_prop_ro(
           "cache_manager", [](const Attention& self) { return self.owner; },
           nb::sig("def cache_manager(self) -> PagedKVCacheManager"), "The manager.")

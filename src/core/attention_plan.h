@@ -24,6 +24,7 @@ struct AttentionShape {
   float sm_scale = 1;
   float logits_soft_cap = 0;
   int num_threads = 0;
+  bool bfloat16_products = false;  // where the device has them
 
   int group_size() const noexcept { return num_qo_heads / num_kv_heads; }
 };

@@ -59,7 +59,8 @@ AttentionShape shape_of(const AttentionOptions& options, const KVCacheConfig& ca
           .window_left = options.window_left,
           .sm_scale = *options.sm_scale,
           .logits_soft_cap = options.logits_soft_cap,
-          .num_threads = options.num_threads};
+          .num_threads = options.num_threads,
+          .bfloat16_products = options.bfloat16_products};
 }
 
 const BatchPlan& planned(const std::unique_ptr<BatchPlan>& plan, const PagePool& pool) {

@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <array>
 #include <span>
+#include <type_traits>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "attention_tile.cc"
 #include "hwy/foreach_target.h"
 // foreach_target.h comes first.
+#include "bfloat16_steps-inl.h"
 #include "hwy/highway.h"
 #include "products-inl.h"
 #include "simd_math-inl.h"
@@ -94,9 +96,18 @@ void accumulate_values(const AttentionCall& call, const ScoreShape& shape, const
 }
 
 template <class T>
+bool uses_unit(const AttentionCall& call) {
+  return std::is_same_v<T, hwy::bfloat16_t> && call.bfloat16 != nullptr;
+}
+
+template <class T>
 void start_tile(const AttentionCall& call, const TileProgress& progress, const ScoreShape& shape,
                 const Scratch& scratch) {
-  load_queries<T>(call, progress, shape, scratch);
+  if (uses_unit<T>(call)) {
+    load_bfloat16_queries(call, progress, shape, scratch);
+  } else {
+    load_queries<T>(call, progress, shape, scratch);
+  }
   std::fill_n(progress.max, shape.width, kMinusInfinity);
   std::fill_n(progress.sum, shape.width, 0.0f);
   std::fill_n(progress.out, shape.num_rows * padded_dim(call.shape.head_dim_v), 0.0f);
@@ -107,7 +118,11 @@ template <class T>
 void attend_tokens(const AttentionCall& call, const TileProgress& progress, const ScoreShape& shape,
                    const TokenTile& tokens, const TokenTile& next, const Scratch& scratch) {
   const QueryTile& tile = progress.tile;
-  compute_scores<T>(call, progress, shape, tokens, next, scratch);
+  if (uses_unit<T>(call)) {
+    compute_bfloat16_scores(call, progress, shape, tokens, next, scratch);
+  } else {
+    compute_scores<T>(call, progress, shape, tokens, next, scratch);
+  }
   if (call.shape.logits_soft_cap > 0) {
     cap_scores(call, shape, tokens.padded_count, scratch.scores);
   }
@@ -115,7 +130,11 @@ void attend_tokens(const AttentionCall& call, const TileProgress& progress, cons
   if (!all_visible) hide_by_position(call, tile, shape, tokens, scratch);
   if (tile.row.num_masked_keys > 0) hide_by_mask(call, tile, shape, tokens, scratch.scores);
   update_softmax(progress, shape, tokens.padded_count, scratch);
-  accumulate_values<T>(call, shape, tokens, next, all_visible, scratch, progress.out);
+  if (uses_unit<T>(call)) {
+    accumulate_bfloat16_values(call, shape, tokens, next, all_visible, scratch, progress.out);
+  } else {
+    accumulate_values<T>(call, shape, tokens, next, all_visible, scratch, progress.out);
+  }
 }
 
 // Tokens outside, heads inside: the heads' keys and values lie side by side in a page.

@@ -7,6 +7,7 @@
 
 #include "attention_work.h"
 #include "backend.h"
+#include "bfloat16_unit.h"
 
 // The inner functions of CPU attention, once for each instruction set. attention_tile.cc defines
 // them; cpu_attention.cc calls them.
@@ -22,6 +23,7 @@ struct AttentionCall {
   const TensorView& out;
   const TensorView& lse;          // may be absent
   const TensorView& sink_logits;  // may be absent
+  const BFloat16Unit* bfloat16;   // computes the products of a bfloat16 cache, unless null
 };
 
 inline constexpr int kMaxHeadDim = 576;

@@ -29,10 +29,16 @@ std::string lower(std::string_view text) {
   return result;
 }
 
+// SEQATTN_CPU_TARGET, empty where it is not set.
+std::string_view wanted_target() {
+  const char* const wanted = std::getenv("SEQATTN_CPU_TARGET");
+  return wanted == nullptr ? std::string_view() : wanted;
+}
+
 std::int64_t choose_target() {
   const std::vector<std::int64_t> targets = tile_targets();
-  const char* wanted = std::getenv("SEQATTN_CPU_TARGET");
-  if (wanted == nullptr || *wanted == '\0') return targets.front();
+  const std::string_view wanted = wanted_target();
+  if (wanted.empty()) return targets.front();
   std::string names;
   for (const std::int64_t target : targets) {
     const std::string name = lower(tile_target_name(target));
@@ -41,6 +47,14 @@ std::int64_t choose_target() {
   }
   throw InvalidArgumentError(
       concat("SEQATTN_CPU_TARGET is '", wanted, "'; this build and machine have: ", names));
+}
+
+// The unit that computes the products of such a shape, or null.
+const BFloat16Unit* choose_unit(const AttentionShape& shape) {
+  const auto fits = [](int dim) { return dim % static_cast<int>(kBFloat16Block) == 0; };
+  if (!shape.bfloat16_products || shape.kv_dtype != DType::kBFloat16) return nullptr;
+  if (!fits(shape.head_dim) || !fits(shape.head_dim_v) || !wanted_target().empty()) return nullptr;
+  return bfloat16_unit();
 }
 
 // Floats that a thread keeps from one run to the next, aligned to two cache lines.
@@ -67,7 +81,8 @@ class Workspace {
 
 class CpuAttention final : public AttentionKernel {
  public:
-  explicit CpuAttention(const AttentionShape& shape) : CpuAttention(shape, choose_target()) {}
+  explicit CpuAttention(const AttentionShape& shape)
+      : CpuAttention(shape, choose_target(), choose_unit(shape)) {}
 
   std::string_view name() const noexcept override { return name_; }
 
@@ -85,9 +100,11 @@ class CpuAttention final : public AttentionKernel {
            const TensorView& lse, const TensorView& sink_logits, Stream) const override;
 
  private:
-  CpuAttention(const AttentionShape& shape, std::int64_t target)
+  CpuAttention(const AttentionShape& shape, std::int64_t target, const BFloat16Unit* unit)
       : shape_(shape),
-        name_(concat("cpu-", lower(tile_target_name(target)), "-", to_string(shape.kv_dtype))),
+        name_(concat("cpu-", lower(tile_target_name(target)), "-", to_string(shape.kv_dtype),
+                     unit == nullptr ? "" : "-", unit == nullptr ? "" : unit->name)),
+        unit_(unit),
         functions_(tile_functions(target, shape.kv_dtype)) {}
 
   std::int64_t state_floats(int rows) const {
@@ -103,6 +120,7 @@ class CpuAttention final : public AttentionKernel {
 
   AttentionShape shape_;
   std::string name_;
+  const BFloat16Unit* unit_;
   const TileFunctions& functions_;
   const AttentionPlan* plan_ = nullptr;
   AttentionWork work_;
@@ -132,7 +150,7 @@ void CpuAttention::merge(const AttentionCall& call, const QueryTile& tile, float
 
 void CpuAttention::run(std::span<const Plane> planes, const TensorView& q, const TensorView& out,
                        const TensorView& lse, const TensorView& sink_logits, Stream) const {
-  const AttentionCall call{shape_, *plan_, planes[0], planes[1], q, out, lse, sink_logits};
+  const AttentionCall call{shape_, *plan_, planes[0], planes[1], q, out, lse, sink_logits, unit_};
   const auto num_items = static_cast<std::int64_t>(work_.items.size());
   const auto num_split = static_cast<std::int64_t>(work_.split_tiles.size());
   const int num_threads =

@@ -3,6 +3,7 @@
 #include <cstddef>
 
 #include "hwy/highway.h"
+#include "next_lines.h"
 #include "simd_math-inl.h"
 
 #if defined(SEQATTN_CPU_PRODUCTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -22,33 +23,10 @@ inline constexpr int kSums = 24;  // of 32
 #else
 inline constexpr int kSums = 12;  // of 16
 #endif
-inline constexpr std::size_t kLineBytes = 64;
 
 // Tiles of tokens are padded to a multiple of this, of which every inner loop takes a divisor at a
 // time.
 inline constexpr int kTokenStep = 12;
-
-// What comes next, line by line: into the second-level cache, so that it does not push out what is
-// in use. Inner loops ask for a line at a time, at the pace at which they use them up: many at once
-// would wait for each other, and the arithmetic for them.
-class NextLines {
- public:
-  NextLines(const std::byte* const* rows, std::size_t num_rows, std::size_t row_bytes)
-      : row_(rows), end_(rows + num_rows), row_bytes_(row_bytes) {}
-  HWY_INLINE void prefetch_one() {
-    if (row_ == end_) return;
-    __builtin_prefetch(*row_ + offset_, 0, 2);
-    offset_ += kLineBytes;
-    if (offset_ < row_bytes_) return;
-    offset_ = 0;
-    ++row_;
-  }
-
- private:
-  const std::byte* const* row_;
-  const std::byte* const* end_;
-  std::size_t row_bytes_, offset_ = 0;
-};
 
 // The right factor of a product, row by row: floats at a fixed distance ...
 struct DenseRows {

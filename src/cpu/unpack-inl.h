@@ -29,22 +29,30 @@ void load_row(const T* from, std::size_t dim, float scale, float* to) {
   for (; d < padded_dim(static_cast<int>(dim)); d += kLanes) store(hn::Zero(kFloatTag), to + d);
 }
 
-// Queries times the factor that makes q . k a logit in base 2 (with a soft cap: the argument of
-// tanh).
+// Where query row r of the tile begins in q.
+inline std::int64_t query_offset(const AttentionCall& call, const QueryTile& tile, int r) {
+  const int group = call.shape.group_size();
+  const std::int64_t token = tile.row.q_begin + (tile.first_row + r) / group;
+  const std::int64_t head = tile.kv_head * group + (tile.first_row + r) % group;
+  return token * call.q.strides[0] + head * call.q.strides[1];
+}
+
+// Makes q . k a logit in base 2; with a soft cap: the argument of tanh.
+inline float score_factor(const AttentionShape& shape) {
+  return shape.sm_scale * (shape.logits_soft_cap > 0 ? 1 / shape.logits_soft_cap : kLog2E);
+}
+
+// Queries times that factor.
 template <class T>
 void load_queries(const AttentionCall& call, const TileProgress& progress, const ScoreShape& shape,
                   const Scratch& scratch) {
   const QueryTile& tile = progress.tile;
-  const int group = call.shape.group_size();
   const std::size_t dim = call.shape.head_dim;
   const std::size_t stride = padded_dim(call.shape.head_dim);
-  const float cap = call.shape.logits_soft_cap;
-  const float scale = call.shape.sm_scale * (cap > 0 ? 1 / cap : kLog2E);
+  const float scale = score_factor(call.shape);
   std::fill_n(progress.queries, shape.stride * stride, 0.0f);
   for (int r = 0; r < tile.num_rows; ++r) {
-    const std::int64_t token = tile.row.q_begin + (tile.first_row + r) / group;
-    const std::int64_t head = tile.kv_head * group + (tile.first_row + r) % group;
-    const std::int64_t offset = token * call.q.strides[0] + head * call.q.strides[1];
+    const std::int64_t offset = query_offset(call, tile, r);
     float* row = shape.few() ? progress.queries + r * stride : scratch.row;
     if (call.q.dtype == DType::kFloat32) {
       load_row(static_cast<const float*>(call.q.data) + offset, dim, scale, row);

@@ -75,7 +75,8 @@ AttentionOptions AttentionCase::options(int num_threads) const {
                            .causal = causal,
                            .window_left = window_left,
                            .logits_soft_cap = static_cast<float>(logits_soft_cap),
-                           .num_threads = num_threads};
+                           .num_threads = num_threads,
+                           .bfloat16_products = bfloat16_products};
   if (sm_scale != 0) options.sm_scale = static_cast<float>(sm_scale);
   return options;
 }
@@ -93,7 +94,8 @@ void PrintTo(const AttentionCase& c, std::ostream* out) {
        << to_string(c.kv_layout) << ", kv " << to_string(c.kv_dtype) << ", q "
        << to_string(c.q_dtype) << ", out " << to_string(c.out_dtype) << (c.causal ? ", causal" : "")
        << ", window_left " << c.window_left << ", soft cap " << c.logits_soft_cap << ", mask "
-       << c.mask_density << (c.sinks ? ", sinks" : "") << ", rows (q_len, kv_len)";
+       << c.mask_density << (c.sinks ? ", sinks" : "")
+       << (c.bfloat16_products ? ", bfloat16 products" : "") << ", rows (q_len, kv_len)";
   for (const RowLengths& row : c.rows) *out << " (" << row.q_len << ", " << row.kv_len << ")";
 }
 

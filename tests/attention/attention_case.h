@@ -42,6 +42,8 @@ struct AttentionCase {
   double mask_density = -1;  // the share of keys that a random mask lets through; < 0: no mask
   bool sinks = false;
 
+  bool bfloat16_products = false;
+
   double key_magnitude = 1;  // standard deviation of the elements of keys
 
   int dim_v() const { return head_dim_v == 0 ? head_dim : head_dim_v; }

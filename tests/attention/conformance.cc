@@ -25,9 +25,12 @@ Layout layout_of(TensorLayout layout, std::int64_t tokens, std::int64_t heads, s
   return {};
 }
 
+// Of what is finite.
 double root_mean_square(const double* values, std::size_t count) {
   double sum = 0;
-  for (std::size_t i = 0; i < count; ++i) sum += values[i] * values[i];
+  for (std::size_t i = 0; i < count; ++i) {
+    if (std::isfinite(values[i])) sum += values[i] * values[i];
+  }
   return count == 0 ? 0 : std::sqrt(sum / static_cast<double>(count));
 }
 

@@ -80,11 +80,12 @@ TEST_P(SharedUse, OfOnePlanByEveryLayer) {
 
 // Runs of one const object, each thread with its own outputs.
 TEST_P(SharedUse, OfOneObjectByManyThreads) {
-  AttentionCase c = device_case({}, device());
+  AttentionCase c;
   c.kv_dtype = DType::kFloat16;
   c.rows.push_back({1, 2500});
   c.rows.push_back({40, 60});
   c.sinks = true;
+  c = device_case(c, device());
   const auto rows = random_rows(c, random);
   const PagedBatch batch(c, rows, device(), random);
   for (const int num_threads : {1, 3}) {

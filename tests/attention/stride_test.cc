@@ -77,7 +77,7 @@ TEST_P(FusedTensors, OfQueriesKeysAndValuesAreUsedWhereTheyLie) {
       }
     }
   }
-  Tensor fused(device(), DType::kFloat16, {tokens, heads, c.head_dim});
+  Tensor fused(device(), c.kv_dtype, {tokens, heads, c.head_dim});
   fused.write(elements);
   const TensorView q = head_slice(fused.read_only_view(), 0, c.num_qo_heads);
   const TensorView keys = head_slice(fused.read_only_view(), c.num_qo_heads, c.num_kv_heads);

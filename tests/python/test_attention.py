@@ -1,5 +1,8 @@
 """Attention against plain numpy in float64."""
 
+from pathlib import Path
+
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -267,6 +270,27 @@ def test_attention_says_what_it_is():
     assert attention.kernel_name.startswith("cpu")
 
 
+def test_products_of_bfloat16_are_used_where_the_cpu_has_them(rng, monkeypatch):
+    monkeypatch.delenv("SEQATTN_CPU_TARGET", raising=False)
+    manager = make_manager(8, 4, 2, 64, "bfloat16")
+    descriptor = CacheDescriptor(manager)
+    descriptor.allocate([0], [20])
+    q = rng.standard_normal((20, 4, 64), np.float32).astype(ml_dtypes.bfloat16)
+    k, v = rng.standard_normal((2, 20, 2, 64), np.float32).astype(ml_dtypes.bfloat16)
+    results = {}
+    for bfloat16_products in (False, True):
+        attention = BatchAttention(manager, 4, bfloat16_products=bfloat16_products)
+        attention.plan(descriptor.pack_for_flashinfer([0]), [0, 20])
+        attention.append_kv(k, v)
+        results[attention.kernel_name] = attention.run(q, out=np.empty((20, 4, 64), np.float32))
+    with_unit = [name for name in results if name.endswith("-avx512_bf16")]
+    assert len(with_unit) == ("avx512_bf16" in Path("/proc/cpuinfo").read_text())
+    expected, _ = attention_reference(*(x.astype(np.float64) for x in (q, k, v)))
+    for name, out in results.items():
+        size = np.sqrt((expected**2).mean(-1, keepdims=True))
+        assert (abs(out - expected) <= (6 * 2.0**-8 if name in with_unit else 1e-5) * size + 1e-5).all()
+
+
 @pytest.mark.parametrize("framework", ["numpy", "torch"])
 def test_states_of_two_halves_merge_into_the_whole(framework, rng):
     convert = torch.from_numpy if framework == "torch" else np.asarray
@@ -307,6 +331,7 @@ def test_states_that_do_not_agree_are_refused():
 def test_options_capacity_and_plan_can_be_asked_for():
     manager = make_manager()
     options = {"causal": False, "window_left": 3, "sm_scale": 0.5, "logits_soft_cap": 2.0, "num_threads": 1}
+    options |= {"bfloat16_products": True}
     capacity = {"max_sequences": 2, "max_q_tokens": 5, "max_q_len": 4, "max_pages": 6}
     attention = BatchAttention(manager, 4, **options, **capacity)
     assert {name: getattr(attention, name) for name in options | capacity} == options | capacity
