@@ -9,8 +9,18 @@ import re
 from pathlib import Path
 
 BEGIN, END = "<!-- cpu results: begin -->", "<!-- cpu results: end -->"
-COLOURS = {"seqattn": "#1f6feb", "ggml by head": "#f0883e", "ggml by token": "#ffd8b0"}
-CEILINGS = {"decode": [("read", "black"), ("gather", "#6e7781")], "prefill": [("fma", "black")]}
+ROUNDED = "seqattn bf16 dot"
+COLOURS = {
+    "seqattn": "#1f6feb",
+    ROUNDED: "#79c0ff",
+    "torch": "#3fb950",
+    "ggml by head": "#f0883e",
+    "ggml by token": "#ffd8b0",
+}
+CEILINGS = {
+    "decode": [("read", "black"), ("gather", "#6e7781")],
+    "prefill": [("fma", "black"), ("bf16 dot", "#6e7781")],
+}
 
 
 def group_of(result: dict) -> str:
@@ -22,6 +32,10 @@ def rate(result: dict, contender: str) -> float:
     entry = result["contenders"][contender]
     work_per_us = entry["rate"] / 1e6 if "rate" in entry else result["work"] / entry["median_us"]
     return work_per_us / 1e3
+
+
+def about(report: dict) -> list[str]:
+    return [report["machine"], report["kernel"], f"torch: {report['torch']}", f"commit {report['commit']}"]
 
 
 def plot(report: dict, path: Path) -> None:
@@ -44,11 +58,13 @@ def plot(report: dict, path: Path) -> None:
         width = 0.8 / max(len(names), 1)
         for i, name in enumerate(names):
             places = [at + (i - (len(names) - 1) / 2) * width for at in range(len(results))]
-            axis.bar(places, [rate(r, name) for r in results], width, color=COLOURS[name], label=name)
+            heights = [rate(r, name) if name in r["contenders"] else 0 for r in results]
+            axis.bar(places, heights, width, color=COLOURS[name], label=name)
         for name, colour in CEILINGS[group]:
-            for at, result in enumerate(results):
-                label = name if at == 0 else None
-                axis.hlines(rate(result, name), at - 0.45, at + 0.45, color=colour, linewidth=1.5, label=label)
+            measured = [at for at, result in enumerate(results) if name in result["contenders"]]
+            for at in measured:
+                label = name if at == measured[0] else None
+                axis.hlines(rate(results[at], name), at - 0.45, at + 0.45, color=colour, linewidth=1.5, label=label)
         axis.set_xticks(range(len(results)), [r["case"].split("/", 1)[1] for r in results], rotation=40, ha="right")
         axis.tick_params(axis="x", labelsize=7)
         axis.set_ylabel(results[0]["unit"])
@@ -56,7 +72,7 @@ def plot(report: dict, path: Path) -> None:
         axis.legend(fontsize=7)
     if report["scaling"]:
         plot_scaling(report["scaling"], axes[-1, 0])
-    figure.suptitle(f"{report['machine']}; {report['kernel']}; commit {report['commit']}", fontsize=9)
+    figure.suptitle("; ".join(about(report)), fontsize=9)
     figure.tight_layout(rect=(0, 0, 1, 0.98))
     figure.savefig(path, dpi=110)
 
@@ -93,12 +109,28 @@ def goal_text(goal: dict) -> str:
     return f"{goal['text']}: {goal['value']:.2f}, {'met' if goal['met'] else '**missed**'}"
 
 
+def has(result: dict, contender: str) -> bool:
+    return contender in result["contenders"]
+
+
+def time_text(result: dict, contender: str) -> str:
+    return f"{result['contenders'][contender]['median_us']:,.0f}" if has(result, contender) else ""
+
+
 def table(report: dict, group: str) -> list[str]:
     results = [result for result in report["results"] if group_of(result) == group]
-    ceilings = [name for name, _ in CEILINGS[group]]
-    peers = [name for name in ("ggml by token", "ggml by head") if all(name in r["contenders"] for r in results)]
+
+    def measured(names: list[str]) -> list[str]:
+        return [name for name in names if any(name in result["contenders"] for result in results)]
+
+    ceilings = measured([name for name, _ in CEILINGS[group] if name != "bf16 dot"])
+    rounded = measured([ROUNDED])
+    dot_peak = measured(["bf16 dot"]) if rounded else []
+    peers = measured(["ggml by token", "ggml by head"])
     head = ["case", "threads", "seqattn, us", results[0]["unit"]]
-    head += [f"% of {name}" for name in ceilings] + [f"{name}, us" for name in peers]
+    head += [f"% of {name}" for name in ceilings] + [f"{name}, us" for name in rounded]
+    head += [f"its % of {name}" for name in dot_peak]
+    head += [f"{name}, us" for name in peers + measured(["torch"])]
     head += ["best ggml / seqattn"] if peers else []
     head += ["goals"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -107,16 +139,19 @@ def table(report: dict, group: str) -> list[str]:
         cells = [result["case"].split("/", 1)[1], f"{result['threads']:.0f}"]
         cells += [f"{own:,.0f}", f"{rate(result, 'seqattn'):.1f}"]
         cells += [f"{100 * rate(result, 'seqattn') / rate(result, name):.0f}" for name in ceilings]
-        times = [result["contenders"][name]["median_us"] for name in peers]
-        cells += [f"{time:,.0f}" for time in times]
-        cells += [f"{min(times) / own:.1f}"] if peers else []
+        cells += [time_text(result, name) for name in rounded]
+        for name in dot_peak:
+            cells.append(f"{100 * rate(result, ROUNDED) / rate(result, name):.0f}" if has(result, ROUNDED) else "")
+        cells += [time_text(result, name) for name in peers + measured(["torch"])]
+        times = [result["contenders"][name]["median_us"] for name in peers if has(result, name)]
+        cells += [f"{min(times) / own:.1f}" if times else ""] if peers else []
         cells += ["; ".join(goal_text(goal) for goal in result["goals"])]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
 def markdown(report: dict) -> str:
-    lines = [f"{report['machine']}; {report['kernel']}; commit {report['commit']}, {report['date']}.", ""]
+    lines = ["; ".join(about(report)) + f", {report['date']}.", ""]
     for group in CEILINGS:
         if any(group_of(result) == group for result in report["results"]):
             lines += [f"#### {group.capitalize()}", "", *table(report, group), ""]
@@ -139,7 +174,8 @@ def main() -> None:
     plot(report, arguments.picture)
     if arguments.page:
         pattern = re.compile(re.escape(BEGIN) + ".*" + re.escape(END), re.DOTALL)
-        block = f"{BEGIN}\n![seqattn, ggml and the ceilings]({arguments.picture.name})\n\n{markdown(report)}\n{END}"
+        picture = f"![seqattn, its peers and the ceilings]({arguments.picture.name})"
+        block = f"{BEGIN}\n{picture}\n\n{markdown(report)}\n{END}"
         arguments.page.write_text(pattern.sub(lambda _: block, arguments.page.read_text()))
 
 

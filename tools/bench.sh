@@ -15,7 +15,8 @@ if [[ $1 == cpu ]]; then
   build release bench_cpu -DSEQATTN_BUILD_BENCH=ON "-DSEQATTN_GGML_DIR=$PWD/build/ggml"
   mkdir -p build/bench
   echo
-  SEQATTN_COMMIT=${SEQATTN_COMMIT:-$(git rev-parse --short=12 HEAD)} OMP_WAIT_POLICY=active \
+  # Threads of some OpenMP libraries would spin far into the next one's turn.
+  SEQATTN_COMMIT=${SEQATTN_COMMIT:-$(git rev-parse --short=12 HEAD)} KMP_BLOCKTIME=2 \
     build/release/bench/cpu/bench_cpu --json build/bench/cpu.json "$@"
   exec "$python" bench/plot_cpu.py build/bench/cpu.json build/bench/cpu.png
 fi

@@ -1,5 +1,5 @@
 // Attention on a CPU beside its ceilings (reading the same memory, multiplying in registers) and
-// beside ggml. Every result is checked before it is timed, and a wrong one ends the run.
+// beside ggml and torch. Every result is checked before it is timed, and a wrong one ends the run.
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -18,6 +18,7 @@
 #include "ggml_side.h"
 #include "run_case.h"
 #include "seqattn/seqattn.h"
+#include "torch_side.h"
 
 namespace seqattn::bench {
 namespace {
@@ -48,20 +49,21 @@ void show_progress(const std::string& name) {
 }
 
 struct Options {
-  std::string only, json;
+  std::string only, json, torch = "python3";
   std::vector<int> threads{1, 2};
   bool quick = false, list = false;
 };
 
 // A fit for each number of threads.
 std::vector<ScalingFit> measure_scaling(const std::string& name, const std::vector<CpuCase>& cases,
-                                        const Options& options, std::mt19937_64& random) {
+                                        const Options& options, TorchSide& torch,
+                                        std::mt19937_64& random) {
   const RunLimits limits{.max_rounds = 11, .seconds = options.quick ? 0.5 : 2, .with_peers = false};
   std::map<int, std::vector<CpuResult>> points;
   for (const CpuCase& spec : cases) {
     if (options.quick && spec.batch * spec.kv_len > 16384) continue;
     show_progress(spec.name());
-    for (CpuResult& result : run_cpu_case(spec, options.threads, limits, random)) {
+    for (CpuResult& result : run_cpu_case(spec, options.threads, limits, torch, random)) {
       points[result.num_threads].push_back(std::move(result));
     }
   }
@@ -74,7 +76,10 @@ std::vector<ScalingFit> measure_scaling(const std::string& name, const std::vect
 int run(const Options& options) {
   CpuReport report;
   report.machine = machine_name();
-  report.kernel = kernel_name() + (has_ggml() ? ", beside ggml" : ", no ggml in this build");
+  report.kernel = kernel_name();
+  TorchSide torch(options.list ? "" : options.torch);
+  report.ggml = has_ggml() ? "in this build" : "not in this build";
+  report.torch = torch.version();
   const char* const commit = std::getenv("SEQATTN_COMMIT");
   report.commit = commit != nullptr ? commit : "unknown";
   report.date = utc_now();
@@ -89,7 +94,7 @@ int run(const Options& options) {
       continue;
     }
     show_progress(spec.name());
-    for (CpuResult& result : run_cpu_case(spec, options.threads, limits, random)) {
+    for (CpuResult& result : run_cpu_case(spec, options.threads, limits, torch, random)) {
       print_result(result);
       report.results.push_back(std::move(result));
     }
@@ -101,7 +106,7 @@ int run(const Options& options) {
       std::printf("scaling/%s\n", name);
       continue;
     }
-    for (ScalingFit& fit : measure_scaling(name, cases, options, random)) {
+    for (ScalingFit& fit : measure_scaling(name, cases, options, torch, random)) {
       print_scaling(fit);
       report.scaling.push_back(std::move(fit));
     }
@@ -114,12 +119,14 @@ int run(const Options& options) {
 }  // namespace seqattn::bench
 
 int main(int argc, char** argv) {
-  CLI::App app("Attention on a CPU beside its ceilings and ggml.", "bench_cpu");
+  CLI::App app("Attention on a CPU beside its ceilings, ggml and torch.", "bench_cpu");
   seqattn::bench::Options options;
   app.add_option("--only", options.only, "Cases whose name holds the text: decode/32,8,128/f16");
   app.add_option("--threads", options.threads, "Numbers of threads")
       ->check(CLI::Range(1, 1024))
       ->delimiter(',')
+      ->capture_default_str();
+  app.add_option("--torch", options.torch, "A Python that has torch; empty: leave torch out")
       ->capture_default_str();
   app.add_option("--json", options.json, "Write the results to this file");
   app.add_flag("--quick", options.quick, "Fewer samples, no context above 4k");

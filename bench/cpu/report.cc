@@ -39,7 +39,7 @@ double CpuResult::best_peer() const {
 
 std::vector<Goal> CpuResult::goals() const {
   std::vector<Goal> goals;
-  const double own = contenders.front().median();
+  double own = contenders.front().median();
   const auto share = [&](const char* text, const char* ceiling, double one, double two) {
     if (rate(ceiling) == 0) return;
     const double least = num_threads == 1 ? one : two;
@@ -56,6 +56,10 @@ std::vector<Goal> CpuResult::goals() const {
   if (!spec.is_decode()) {
     share("FMA peak", "fma", 0.80, 0.75);
     times("ggml", median("ggml by token"), 3);
+    own = median(kRoundedName);
+    if (own == 0) return goals;
+    share("bf16 dot peak", "bf16 dot", 0.70, 0.70);
+    times("ggml by bf16 dot", median("ggml by token"), 5);
     return goals;
   }
   if (spec.head_dim != 128) {
@@ -74,28 +78,31 @@ std::vector<Goal> CpuResult::goals() const {
 }
 
 void CpuReport::print_head() const {
-  std::printf("%s; %s; commit %s, %s\n", machine.c_str(), kernel.c_str(), commit.c_str(),
-              date.c_str());
+  std::printf("%s; %s; ggml: %s; torch: %s; commit %s, %s\n", machine.c_str(), kernel.c_str(),
+              ggml.c_str(), torch.c_str(), commit.c_str(), date.c_str());
   std::printf(
       "medians; decode in GB/s of keys and values, prefill in GFLOP/s; goals are for a Zen4-class "
-      "machine\n%-36s %2s %11s %7s %7s %7s %7s %11s %11s %6s  goals\n",
-      "case", "T", "seqattn, us", "rate", "read", "gather", "FMA", "by token,us", "by head, us",
-      "ratio");
+      "machine\n%-36s %2s %11s %11s %7s %7s %7s %7s %8s %11s %11s %11s %6s  goals\n",
+      "case", "T", "seqattn, us", "bf16 dot,us", "rate", "read", "gather", "FMA", "dot peak",
+      "by token,us", "by head, us", "torch, us", "ratio");
 }
 
 void print_result(const CpuResult& result) {
-  std::printf("%-36s %2d %11.1f %7.1f", result.spec.name().c_str(), result.num_threads,
-              result.contenders.front().median() * 1e6,
-              result.work() / result.contenders.front().median() / 1e9);
+  const double own = result.contenders.front().median();
+  std::printf("%-36s %2d %11.1f", result.spec.name().c_str(), result.num_threads, own * 1e6);
   const auto column = [](double value, int width, const char* format) {
     value > 0 ? std::printf(format, width, value) : std::printf(" %*s", width, "-");
   };
+  column(result.median(kRoundedName) * 1e6, 11, " %*.1f");
+  column(result.work() / own / 1e9, 7, " %*.1f");
   column(result.rate("read") / 1e9, 7, " %*.1f");
   column(result.rate("gather") / 1e9, 7, " %*.1f");
   column(result.rate("fma") / 1e9, 7, " %*.1f");
+  column(result.rate("bf16 dot") / 1e9, 8, " %*.1f");
   column(result.median("ggml by token") * 1e6, 11, " %*.1f");
   column(result.median("ggml by head") * 1e6, 11, " %*.1f");
-  column(result.best_peer() / result.contenders.front().median(), 6, " %*.2f");
+  column(result.median("torch") * 1e6, 11, " %*.1f");
+  column(result.best_peer() / own, 6, " %*.2f");
   for (const Goal& goal : result.goals()) {
     std::printf("  %s: %.2f, %s", goal.text.c_str(), goal.value, goal.met() ? "met" : "MISSED");
   }
@@ -144,6 +151,8 @@ void CpuReport::write_json(const std::string& path) const {
   json.open("", '{');
   json.field("machine", machine);
   json.field("kernel", kernel);
+  json.field("ggml", ggml);
+  json.field("torch", torch);
   json.field("commit", commit);
   json.field("date", date);
   json.open("results", '[');
@@ -154,6 +163,7 @@ void CpuReport::write_json(const std::string& path) const {
     json.field("unit", result.spec.is_decode() ? "GB/s" : "GFLOP/s");
     json.field("work", result.work());
     json.field("error", result.error);
+    json.field("rounded_error", result.rounded_error);
     json.field("peer_error", result.peer_error);
     json.open("contenders", '{');
     for (const Samples& samples : result.contenders) {

@@ -21,12 +21,16 @@ struct Samples {
   double rate() const { return work / median(); }
 };
 
+// seqattn by products of bfloat16, where the machine and the case have them.
+inline constexpr const char* kRoundedName = "seqattn bf16 dot";
+
 // One case with so many threads.
 struct CpuResult {
   CpuCase spec;
   int num_threads = 1;
   std::vector<Samples> contenders;  // the first is seqattn
   double error = 0;                 // of seqattn, absolute
+  double rounded_error = 0;         // of seqattn by products of bfloat16
   double peer_error = 0;            // the largest one of the peers
 
   const Samples* find(const std::string& name) const;
@@ -54,6 +58,7 @@ ScalingFit fit_scaling(const std::string& name, std::vector<CpuResult> points);
 
 struct CpuReport {
   std::string machine, kernel, commit, date;
+  std::string ggml, torch;  // which version, or why not
   std::vector<CpuResult> results;
   std::vector<ScalingFit> scaling;
 

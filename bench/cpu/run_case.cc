@@ -1,123 +1,156 @@
 #include "run_case.h"
 
 #include <algorithm>
-#include <chrono>
-#include <cmath>
-#include <functional>
-#include <map>
+#include <cstdio>
+#include <limits>
 #include <memory>
 #include <stdexcept>
+#include <utility>
 
 #include "ceilings.h"
 #include "ggml_side.h"
+#include "turns.h"
 #include "workload.h"
 
 namespace seqattn::bench {
 namespace {
 
-constexpr double kLeastSample = 1e-3;  // seconds: shorter runs are timed several at a time
-constexpr double kMostError = 1e-4, kMostPeerError = 2e-2;  // ggml sums values up in float16
+// Errors: of the exact path, of rounded weights and queries, of peers (ggml sums values up in
+// float16, torch rounds outputs to the type of the cache).
+constexpr double kMostError = 1e-4, kMostRoundedError = 4e-3, kMostPeerError = 2e-2;
 
-struct Contender {
-  std::string name;
-  std::function<double(int)> run;  // on a layer; returns the work that it did, for a ceiling
-};
-
-double seconds_of(const std::function<void()>& call) {
-  const auto start = std::chrono::steady_clock::now();
-  call();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-// Every contender in each round, on layers that go round.
-std::vector<Samples> take_turns(const std::vector<Contender>& contenders, int layers,
-                                const RunLimits& limits) {
-  std::vector<Samples> samples;
-  std::vector<int> repetitions, layer(contenders.size());
-  const auto next_layer = [&](std::size_t i) { return layer[i]++ % layers; };
-  for (std::size_t i = 0; i < contenders.size(); ++i) {
-    samples.push_back({.name = contenders[i].name, .seconds = {}});
-    const double once = seconds_of([&] { samples[i].work = contenders[i].run(next_layer(i)); });
-    repetitions.push_back(static_cast<int>(std::ceil(kLeastSample / std::max(once, 1e-7))));
-  }
-  double spent = 0;
-  for (int round = 0; round < limits.max_rounds && (round < 3 || spent < limits.seconds); ++round) {
-    for (std::size_t i = 0; i < contenders.size(); ++i) {
-      const double taken = seconds_of([&] {
-        for (int n = 0; n < repetitions[i]; ++n) contenders[i].run(next_layer(i));
-      });
-      samples[i].seconds.push_back(taken / repetitions[i]);
-      spent += taken;
-    }
-  }
-  return samples;
-}
-
-double checked(const char* who, double error, double most) {
+double checked(const std::string& who, double error, double most) {
   if (error <= most) return error;
-  throw std::runtime_error(std::string(who) + ": off by " + std::to_string(error) + ", more than " +
+  throw std::runtime_error(who + ": off by " + std::to_string(error) + ", more than " +
                            std::to_string(most));
 }
+
+// All sides of one case, and the inputs that they share.
+class Case {
+ public:
+  Case(const CpuCase& spec, const RunLimits& limits, TorchSide& torch, std::mt19937_64& random)
+      : spec_(spec),
+        layers_(num_layers(spec)),
+        inputs_(spec, random),
+        own_(spec, inputs_, random),
+        out_(inputs_.queries.size()) {
+    if (!limits.with_peers) return;
+    if (has_ggml()) {
+      using Cache = GgmlSide::Cache;
+      by_token_ = std::make_unique<GgmlSide>(spec, inputs_, Cache::kByToken);
+      by_head_ = std::make_unique<GgmlSide>(spec, inputs_, Cache::kByHead);
+    }
+    if (torch.is_there()) load(torch);
+  }
+
+  CpuResult run(int num_threads, const RunLimits& limits) {
+    CpuResult result{.spec = spec_, .num_threads = num_threads, .contenders = {}};
+    Contenders contenders;
+    add_own(num_threads, result, contenders);
+    if (by_token_) add_ggml("ggml by token", *by_token_, num_threads, result, contenders);
+    if (by_head_) add_ggml("ggml by head", *by_head_, num_threads, result, contenders);
+    if (torch_ != nullptr) add_torch(num_threads, result, contenders);
+    if (spec_.is_decode()) {
+      add_readers(num_threads, contenders);
+    } else {
+      add_peaks(num_threads, contenders);
+    }
+    result.contenders = take_turns(contenders, layers_, limits);
+    return result;
+  }
+
+ private:
+  // Torch goes on without a case that it cannot do.
+  void load(TorchSide& torch) {
+    try {
+      torch.load(spec_, inputs_, layers_);
+      torch.run(0, 1);
+      torch_ = &torch;
+    } catch (const std::runtime_error& error) {
+      std::fprintf(stderr, "%s: %s\n", spec_.name().c_str(), error.what());
+    }
+  }
+
+  double error() const { return largest_error(spec_, inputs_, out_); }
+
+  void add_own(int num_threads, CpuResult& result, Contenders& contenders) {
+    own_.use_threads(num_threads);
+    for (const bool rounded : {false, true}) {
+      if (rounded && !own_.has_bfloat16_products()) break;
+      const std::string name = rounded ? kRoundedName : "seqattn";
+      std::fill(out_.begin(), out_.end(), std::numeric_limits<float>::quiet_NaN());
+      own_.run(0, out_, rounded);
+      (rounded ? result.rounded_error : result.error) =
+          checked(name, error(), rounded ? kMostRoundedError : kMostError);
+      contenders.push_back(
+          timed(name, layers_, [this, rounded](int layer) { own_.run(layer, out_, rounded); }));
+    }
+  }
+
+  void check_peer(const std::string& name, std::vector<float> out, CpuResult& result) {
+    out_ = std::move(out);
+    result.peer_error = std::max(result.peer_error, checked(name, error(), kMostPeerError));
+  }
+
+  void add_ggml(const std::string& name, GgmlSide& ggml, int num_threads, CpuResult& result,
+                Contenders& contenders) {
+    ggml.use_threads(num_threads);
+    ggml.run(0);
+    check_peer(name, ggml.out(), result);
+    contenders.push_back(timed(name, layers_, [&ggml](int layer) { ggml.run(layer); }));
+  }
+
+  void add_torch(int num_threads, CpuResult& result, Contenders& contenders) {
+    torch_->use_threads(num_threads);
+    torch_->run(0, 1);
+    check_peer("torch", torch_->out(), result);
+    contenders.push_back(
+        {"torch", [this](int first, int count) { return torch_->run(first, count); }});
+  }
+
+  void add_readers(int num_threads, Contenders& contenders) {
+    std::vector<Reader> plain, gather;
+    for (int layer = 0; layer < layers_; ++layer) {
+      plain.push_back(own_.plain_reader(layer, num_threads));
+      gather.push_back(own_.gather_reader(layer, num_threads));
+    }
+    for (auto& [name, readers] : {std::pair("read", plain), std::pair("gather", gather)}) {
+      const double bytes = readers.front().num_bytes();
+      contenders.push_back(timed(
+          name, layers_, [this, readers = readers](int layer) { sum_ = readers[layer](); }, bytes));
+    }
+  }
+
+  void add_peaks(int num_threads, Contenders& contenders) const {
+    const auto add = [&](const char* name, double (*multiply)(int)) {
+      const double work = multiply(num_threads);
+      if (work == 0) return;
+      contenders.push_back(timed(
+          name, layers_, [=](int) { multiply(num_threads); }, work));
+    };
+    add("fma", multiply_floats);
+    add("bf16 dot", multiply_bfloat16);
+  }
+
+  CpuCase spec_;
+  int layers_;
+  Inputs inputs_;
+  SeqattnSide own_;
+  std::unique_ptr<GgmlSide> by_token_, by_head_;
+  TorchSide* torch_ = nullptr;
+  std::vector<float> out_;
+  volatile std::uint32_t sum_ = 0;  // keeps what readers return
+};
 
 }  // namespace
 
 std::vector<CpuResult> run_cpu_case(const CpuCase& spec, const std::vector<int>& threads,
-                                    const RunLimits& limits, std::mt19937_64& random) {
-  const Inputs inputs(spec, random);
-  const int layers = num_layers(spec);
-  SeqattnSide own(spec, inputs, random);
-  std::map<std::string, std::unique_ptr<GgmlSide>> peers;
-  if (limits.with_peers && has_ggml()) {
-    using Cache = GgmlSide::Cache;
-    peers["ggml by token"] = std::make_unique<GgmlSide>(spec, inputs, Cache::kByToken);
-    peers["ggml by head"] = std::make_unique<GgmlSide>(spec, inputs, Cache::kByHead);
-  }
-  std::vector<float> out(inputs.queries.size());
+                                    const RunLimits& limits, TorchSide& torch,
+                                    std::mt19937_64& random) {
+  Case sides(spec, limits, torch, random);
   std::vector<CpuResult> results;
-  for (const int num_threads : threads) {
-    CpuResult result{.spec = spec, .num_threads = num_threads, .contenders = {}};
-    own.use_threads(num_threads);
-    std::fill(out.begin(), out.end(), std::nanf(""));
-    own.run(0, out);
-    result.error = checked("seqattn", largest_error(spec, inputs, out), kMostError);
-    std::vector<Contender> contenders{{"seqattn", [&](int layer) {
-                                         own.run(layer, out);
-                                         return 0.0;
-                                       }}};
-    for (const auto& [name, peer] : peers) {
-      peer->use_threads(num_threads);
-      peer->run(0);
-      result.peer_error =
-          std::max(result.peer_error,
-                   checked(name.c_str(), largest_error(spec, inputs, peer->out()), kMostPeerError));
-      contenders.push_back({name, [&peer = *peer](int layer) {
-                              peer.run(layer);
-                              return 0.0;
-                            }});
-    }
-    std::vector<Reader> plain, gather;
-    volatile std::uint32_t sum = 0;
-    for (int layer = 0; layer < layers; ++layer) {
-      plain.push_back(own.plain_reader(layer, num_threads));
-      gather.push_back(own.gather_reader(layer, num_threads));
-    }
-    if (spec.is_decode()) {
-      for (const auto& [name, readers] :
-           {std::pair("read", &plain), std::pair("gather", &gather)}) {
-        contenders.push_back({name, [&sum, readers = readers](int layer) {
-                                sum = (*readers)[layer]();
-                                return (*readers)[layer].num_bytes();
-                              }});
-      }
-    } else {
-      contenders.push_back({"fma", [=](int) { return multiply_floats(num_threads); }});
-      if (multiply_bfloat16(num_threads) > 0) {
-        contenders.push_back({"bf16 dot", [=](int) { return multiply_bfloat16(num_threads); }});
-      }
-    }
-    result.contenders = take_turns(contenders, layers, limits);
-    results.push_back(std::move(result));
-  }
+  results.reserve(threads.size());
+  for (const int num_threads : threads) results.push_back(sides.run(num_threads, limits));
   return results;
 }
 

@@ -142,16 +142,26 @@ SeqattnSide::SeqattnSide(const CpuCase& spec, const Inputs& inputs, std::mt19937
 }
 
 void SeqattnSide::use_threads(int num_threads) {
-  attention_ = std::make_unique<BatchAttention>(
-      *manager_, AttentionOptions{.num_qo_heads = spec_.num_qo_heads, .num_threads = num_threads});
-  attention_->plan(packed_, steps(spec_.batch, spec_.q_len));
+  for (const bool rounded : {false, true}) {
+    auto& attention = rounded ? rounded_attention_ : attention_;
+    attention = std::make_unique<BatchAttention>(
+        *manager_, AttentionOptions{.num_qo_heads = spec_.num_qo_heads,
+                                    .num_threads = num_threads,
+                                    .bfloat16_products = rounded});
+    attention->plan(packed_, steps(spec_.batch, spec_.q_len));
+  }
 }
 
-void SeqattnSide::run(int layer, std::vector<float>& out) const {
+bool SeqattnSide::has_bfloat16_products() const {
+  return attention_->kernel_name() != rounded_attention_->kernel_name();
+}
+
+void SeqattnSide::run(int layer, std::vector<float>& out, bool rounded) const {
   const std::vector<std::int64_t> shape{spec_.batch * spec_.q_len, spec_.num_qo_heads,
                                         spec_.head_dim};
-  attention_->run(TensorView::contiguous(inputs_.queries.data(), DType::kFloat32, shape),
-                  TensorView::contiguous(out.data(), DType::kFloat32, shape), {}, layer);
+  const BatchAttention& attention = rounded ? *rounded_attention_ : *attention_;
+  attention.run(TensorView::contiguous(inputs_.queries.data(), DType::kFloat32, shape),
+                TensorView::contiguous(out.data(), DType::kFloat32, shape), {}, layer);
 }
 
 Reader SeqattnSide::plain_reader(int layer, int num_threads) const {

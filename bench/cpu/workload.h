@@ -48,10 +48,12 @@ class SeqattnSide {
  public:
   SeqattnSide(const CpuCase& spec, const Inputs& inputs, std::mt19937_64& random);
 
-  // For so many threads; asks for a plan.
+  // For so many threads; has to come before the rest.
   void use_threads(int num_threads);
-  void run(int layer, std::vector<float>& out) const;
-  std::string_view kernel_name() const { return attention_->kernel_name(); }
+  // Whether this machine has products of bfloat16 for this case.
+  bool has_bfloat16_products() const;
+  // `rounded`: by products of bfloat16.
+  void run(int layer, std::vector<float>& out, bool rounded = false) const;
 
   // The bytes that a run has to read, in their order in memory or as the page table has them.
   Reader plain_reader(int layer, int num_threads) const;
@@ -64,7 +66,7 @@ class SeqattnSide {
   std::vector<PageId> pages_;
   FlashInferPackedData packed_;
   std::unique_ptr<PagedKVCacheManager> manager_;
-  std::unique_ptr<BatchAttention> attention_;
+  std::unique_ptr<BatchAttention> attention_, rounded_attention_;
 };
 
 }  // namespace seqattn::bench
