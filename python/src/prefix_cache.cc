@@ -42,7 +42,15 @@ std::string to_salt(nb::handle salt) {
   if (!nb::isinstance<nb::str>(salt)) {
     throw_type_error(concat("salt: got ", class_name(salt), "; expected a string or bytes"));
   }
-  return to_salt(salt.attr("encode")("utf-8", "surrogateescape"));
+  // Bytes that Python has read as surrogates are those bytes again; other surrogates are none.
+  const nb::object bytes =
+      nb::steal(PyUnicode_AsEncodedString(salt.ptr(), "utf-8", "surrogateescape"));
+  if (bytes.is_valid()) return to_salt(bytes);
+  if (!PyErr_ExceptionMatches(PyExc_UnicodeError)) nb::raise_python_error();
+  PyErr_Clear();
+  throw InvalidArgumentError(
+      concat("salt: got ", nb::cast<std::string>(nb::steal<nb::str>(PyObject_ASCII(salt.ptr()))),
+             ", which holds a surrogate and so has no UTF-8; expected text, or bytes"));
 }
 
 nb::object from_salt(const std::string& salt) {

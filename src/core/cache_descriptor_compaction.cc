@@ -20,10 +20,12 @@ namespace {
 void check_indices(const SequenceData& data, std::span<const std::int64_t> indices,
                    std::int64_t held) {
   for (std::size_t i = 0; i < indices.size(); ++i) {
-    const std::int64_t least = i == 0 ? 0 : indices[i - 1] + 1;
-    require(indices[i] >= least && indices[i] < held, "token_indices: got ", indices[i],
-            " at entry ", i, "; expected ", least, " to ", held - 1,
-            ": ascending numbers of tokens that are held");
+    require(held > 0, "token_indices: got ", indices[i],
+            " for a sequence that holds no tokens; expected none");
+    require(indices[i] >= 0 && indices[i] < held, "token_indices: got ", indices[i], " at entry ",
+            i, "; expected 0 to ", held - 1, ", the tokens that are held");
+    require(i == 0 || indices[i] > indices[i - 1], "token_indices: got ", indices[i], " at entry ",
+            i, ", behind ", indices[i - 1], "; expected each token once, in ascending order");
     require(is_alive(data, indices[i], held), "token_indices: got ", indices[i], " at entry ", i,
             "; the window of ", data.window.window,
             " has left that token behind; expected one of the ", data.window.num_sink_tokens,
@@ -41,7 +43,9 @@ std::vector<PageCopy> CacheDescriptor::allocate_tree(SeqId seq_id, ListView<std:
   const std::array ids{seq_id};
   const std::array num_slots{num_tokens + static_cast<std::int64_t>(parents.size())};
   auto growth = GrowTransaction::by_tree(*this, ids, num_slots, parents);
-  if (!growth.prepare(stream)) throw NoPageError(growth.needed(), growth.available());
+  if (!growth.prepare(stream)) {
+    throw NoPageError(growth.needed(), growth.available(), pool_->reclaimer() != nullptr);
+  }
   growth.commit();
   return growth.take_copies();
 }

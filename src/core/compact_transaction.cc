@@ -54,7 +54,8 @@ std::int64_t CompactTransaction::num_missing() const noexcept {
 }
 
 void CompactTransaction::throw_no_page() const {
-  throw NoPageError(std::ssize(replaced_), pool_.available());
+  throw NoPageError(std::ssize(replaced_), pool_.available(),
+                    descriptor_.pool().reclaimer() != nullptr);
 }
 
 void CompactTransaction::reclaim() {

@@ -1,7 +1,13 @@
 #include "event_ring.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <new>
+#include <stdexcept>
 #include <utility>
+
+#include "message.h"
+#include "seqattn/error.h"
 
 namespace seqattn {
 namespace {
@@ -12,10 +18,29 @@ std::int64_t last_block(const PrefixNode& node) {
 
 }  // namespace
 
-EventRing::EventRing(std::int64_t capacity, int page_size)
-    : page_size_(page_size),
-      records_(static_cast<std::size_t>(capacity)),
-      tokens_(static_cast<std::size_t>(capacity) * static_cast<std::size_t>(page_size)) {}
+EventRing::EventRing(std::int64_t capacity, int page_size) : page_size_(page_size) {
+  static_assert(sizeof(void*) != 8 || sizeof(Record) == 48, "prefix_cache.h says so");
+  const auto num_events = static_cast<std::size_t>(capacity);
+  const std::size_t num_tokens = num_events * static_cast<std::size_t>(page_size);
+  const auto refuse = [&] {
+    throw OutOfMemoryError(
+        concat("PrefixCache: no memory for ",
+               num_events * sizeof(Record) + num_tokens * sizeof(TokenId), " bytes of ", capacity,
+               " events; expected an event_capacity that fits: drain_events takes them as often as "
+               "one likes"));
+  };
+  try {
+    // Both before either is filled, so that what cannot be is known at once.
+    records_.reserve(num_events);
+    tokens_.reserve(num_tokens);
+  } catch (const std::bad_alloc&) {
+    refuse();
+  } catch (const std::length_error&) {
+    refuse();
+  }
+  records_.resize(num_events);
+  tokens_.resize(num_tokens);
+}
 
 void EventRing::note_stored(const PrefixNode& node) noexcept {
   if (records_.empty()) return;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <string>
 
 #include "draft_tree.h"
 #include "message.h"
@@ -48,11 +49,17 @@ void check_can_end_at(const SequenceData& data, std::int64_t num_tokens, SeqId s
   const std::int64_t least =
       data.dropped_to == 0 ? data.compacted_to
                            : std::max(data.compacted_to, data.dropped_to + data.window.window - 1);
-  const bool is_in_front = data.compacted_to == 0 && num_tokens <= data.num_in_front;
-  require(num_tokens >= least || is_in_front, "num_tokens: got ", num_tokens, " for sequence ",
-          seq_id, " of length ", data.length,
-          "; its window or keep has dropped what the next token would see; expected ", least,
-          " to ", data.length);
+  // The tokens in front of what the window has dropped are good too, where they have positions.
+  const std::int64_t most_in_front = data.compacted_to == 0 ? data.num_in_front : -1;
+  if (num_tokens >= least || num_tokens <= most_in_front) return;
+  const auto range = [](std::int64_t first, std::int64_t last) {
+    return first == last ? concat(last) : concat(first, " to ", last);
+  };
+  throw InvalidArgumentError(
+      concat("num_tokens: got ", num_tokens, " for sequence ", seq_id, " of length ", data.length,
+             "; its window or keep has dropped what the next token would see; expected ",
+             most_in_front < 0 ? "" : concat(range(0, most_in_front), ", or "),
+             range(least, data.length)));
 }
 
 CutSequence cut_at(const SequenceData& data, std::int64_t num_tokens, int page_size) noexcept {

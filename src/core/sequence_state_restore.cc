@@ -175,7 +175,9 @@ SequenceStateInfo restore(CacheDescriptor& descriptor, SeqId seq_id, ByteSource&
   const std::array ids{SeqId{0}};
   const std::array lengths{reader.info().num_kv_tokens};
   auto growth = GrowTransaction::by_lengths(staging, ids, lengths);
-  if (!growth.prepare(stream)) throw NoPageError(growth.needed(), growth.available());
+  if (!growth.prepare(stream)) {
+    throw NoPageError(growth.needed(), growth.available(), pool.reclaimer() != nullptr);
+  }
   read_tokens(reader, manager, staging.pages(0), stream);
   if (verify_all) reader.expect_end();
   data.kv_page_indices = staging.sequence(0).kv_page_indices;

@@ -152,11 +152,18 @@ TEST_F(Keep, OfAWindowTakesWhatIsAlive) {
 
 TEST_F(Keep, RefusesWrongIndices) {
   const auto before = state_of(descriptor_);
-  EXPECT_EQ(error_of([&] {
-              descriptor_.keep(1, {0, 10});
-            }),
-            "token_indices: got 10 at entry 1; expected 1 to 9: ascending numbers of tokens that "
-            "are held");
+  const auto refusal = [&](SeqId seq_id, const std::vector<std::int64_t>& indices) {
+    return error_of([&] { descriptor_.keep(seq_id, indices); });
+  };
+  EXPECT_EQ(refusal(1, {9, 10}),
+            "token_indices: got 10 at entry 1; expected 0 to 9, the tokens that are held");
+  EXPECT_EQ(refusal(1, {7, 4}),
+            "token_indices: got 4 at entry 1, behind 7; expected each token once, in ascending "
+            "order");
+  descriptor_.allocate({3}, {0});
+  EXPECT_EQ(refusal(3, {0}),
+            "token_indices: got 0 for a sequence that holds no tokens; expected none");
+  descriptor_.release({3});
   for (const std::vector<std::int64_t>& wrong :
        std::vector<std::vector<std::int64_t>>{{-1}, {3, 3}, {4, 2}, {0, 1, 99}}) {
     EXPECT_THROW(descriptor_.keep(1, wrong), InvalidArgumentError);

@@ -147,7 +147,8 @@ TEST_F(Windowed, TruncatesToWhatIsHeld) {
     const bool is_held = n <= 8 || n - 9 + 1 >= first;
     const auto before = state_of(descriptor_);
     if (!is_held) {
-      EXPECT_THAT(error_of([&] { descriptor_.fork(1, 2, n); }), HasSubstr("expected 24 to 30"));
+      EXPECT_THAT(error_of([&] { descriptor_.fork(1, 2, n); }),
+                  HasSubstr("; expected 0 to 8, or 24 to 30"));
       EXPECT_THAT(error_of([&] { descriptor_.truncate(1, n); }), HasSubstr("has dropped"));
       EXPECT_EQ(state_of(descriptor_), before);
       continue;
@@ -166,6 +167,19 @@ TEST_F(Windowed, TruncatesToWhatIsHeld) {
     EXPECT_EQ(state_of(descriptor_).sequences, before.sequences);
   }
   EXPECT_THROW(descriptor_.truncate(1, 31), InvalidArgumentError);
+}
+
+TEST_F(Windowed, SaysWhereItCanEnd) {
+  const auto refusal = [this](SeqId seq_id) {
+    return error_of([&] { descriptor_.truncate(seq_id, 21); });
+  };
+  descriptor_.fork(1, 2);
+  descriptor_.keep(1, {0, 1, 2, 15, 16, 17, 18, 19, 20, 21});  // no position in front any more
+  EXPECT_THAT(refusal(1), HasSubstr("; expected 30"));
+  descriptor_.set_window(2, {.window = 9, .num_sink_tokens = 0});
+  descriptor_.allocate({2}, {9});  // the sinks' pages go too
+  EXPECT_THAT(refusal(2), HasSubstr("; expected 0, or "));
+  descriptor_.truncate(2, 0);
 }
 
 TEST_F(Windowed, TakesAWindowThatSeesWhatIsHeld) {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "prefix_cache_fixture.h"
+#include "seqattn/error.h"
 
 // What the cache tells of itself.
 namespace seqattn {
@@ -85,6 +86,19 @@ TEST_F(PrefixCacheEvents, PastTheCapacityTheOldestAreLost) {
   EXPECT_EQ(events.front(), hit(8, 2, 8));
   EXPECT_EQ(events.back(), hit(71, 2, 8));
   EXPECT_EQ(cache_.stats().num_events_lost, 8);
+}
+
+TEST(PrefixCacheWithTooManyEvents, SaysHowMuchMemoryTheyNeed) {
+  PagePool pool(1, 1 << 20);
+  try {
+    const PrefixCache cache(pool, {.clock = {}, .event_capacity = std::int64_t{1} << 31});
+    ADD_FAILURE() << "threw nothing";
+  } catch (const OutOfMemoryError& error) {
+    EXPECT_THAT(error.what(), ::testing::StartsWith(
+                                  "PrefixCache: no memory for 9007302333956096 bytes of 2147483648 "
+                                  "events; expected an event_capacity that fits"));
+  }
+  EXPECT_EQ(pool.reclaimer(), nullptr);
 }
 
 TEST(PrefixCacheWithoutEvents, KeepsNone) {

@@ -283,10 +283,14 @@ TEST_F(PrefixCacheTest, HoldsNoPageTwice) {
   start(1, tokens(0, 4));
   const PageId page = sequences_.pages(1)[0];
   sequences_.attach(2, {page, page}, 8);
-  EXPECT_THROW(cache_.insert(sequences_, 2, tokens(0, 8)), InvalidArgumentError);
+  const std::string text =
+      "insert: page 0 is listed twice by the sequence, at entry 0 and at entry 1";
+  EXPECT_THAT(error_of([&] { cache_.insert(sequences_, 2, tokens(0, 8)); }), HasSubstr(text));
   EXPECT_EQ(cache_.stats().num_pages, 0);
   EXPECT_EQ(pool_.ref_count(page), 3);
   EXPECT_EQ(cache_.insert(sequences_, 2, tokens(0, 4)), 1);
+  EXPECT_THAT(error_of([&] { cache_.insert(sequences_, 2, tokens(0, 8)); }), HasSubstr(text));
+  EXPECT_EQ(cache_.stats().num_pages, 1);
 }
 
 TEST_F(PrefixCacheTest, RefusesAttachesThatCannotBeMeant) {
@@ -303,6 +307,23 @@ TEST_F(PrefixCacheTest, RefusesAttachesThatCannotBeMeant) {
   handle.release();
   EXPECT_THAT(error_of([&] { cache_.attach(sequences_, 2, handle); }), HasSubstr("released"));
   EXPECT_EQ(state_of(sequences_), before);
+}
+
+TEST_F(PrefixCacheTest, AFullPoolSaysWhatHoldsItsPages) {
+  store(tokens(0, 8));
+  const PrefixHandle pin = cache_.pin(tokens(0, 8));
+  start(1, tokens(100, 24));
+  const std::vector<SeqId> ids{1};
+  const auto refusal = [&](const auto& call) { return error_of<NoPageError>(call); };
+  const std::string text =
+      "Need 1 pages but only 0 available, and the pool's reclaimer cannot give up enough, as a "
+      "prefix cache cannot what sequences or handles hold: release or truncate sequences, or "
+      "release handles; try_allocate reports this as a value";
+  EXPECT_EQ(refusal([&] { sequences_.allocate_decoding(ids); }), text);
+  EXPECT_EQ(refusal([&] { sequences_.allocate_tree(1, {-1}); }), text);
+  EXPECT_EQ(refusal([&] { pool_.allocate(1); }), text);
+  sequences_.fork(1, 2);
+  EXPECT_EQ(refusal([&] { sequences_.keep(1, {1}); }), text);
 }
 
 TEST_F(PrefixCacheTest, IsTheReclaimerOfItsPoolAndOfNoOther) {
