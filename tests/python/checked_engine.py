@@ -1,9 +1,9 @@
 """What the random calls are made on: an engine that compares all of it with models."""
 
 from itertools import accumulate
-from typing import NamedTuple
 
 import numpy as np
+from eviction_model import EvictionModel
 from sequence_model import rows_behind
 from support import snapshot, to_numpy
 
@@ -20,11 +20,6 @@ def keys_and_values(rows):
     return (numbers // 256 ** (np.arange(DIM) % 4) % 256).astype(np.float32)  # exact in every type
 
 
-class CachedPage(NamedTuple):
-    page: int
-    rows: list[int]
-
-
 class CheckedEngine:
     """A manager, its sequences and its prefix cache, beside what they are meant to hold; counts what has happened."""
 
@@ -34,14 +29,24 @@ class CheckedEngine:
             POOL_TOKENS // page_size, page_size, HEADS, DIM, num_layers=LAYERS, kv_layout=kv_layout
         )
         self.descriptor = seqattn.CacheDescriptor(self.manager)
-        self.cache = seqattn.PrefixCache(self.manager, event_capacity=1024)
+        self.now, self.counts_met = 0, []  # seconds, and the references that the cache met when it last asked for them
+        self.cache = seqattn.PrefixCache(self.manager, clock=self.clock, event_capacity=1024)
         self.sequences = {}  # id -> SequenceModel
-        self.cached = {}  # the row at a page's end -> CachedPage
+        self.evictions = EvictionModel()
+        self.cached = self.evictions.pages  # the row at a page's end -> CachedPage
+        self.evicted_by_now = None  # the model's pages, where a call of the cache said how many
+        self.events = []  # those not followed yet
         self.blocks = {}  # block -> the row at its end, as events tell
         self.handles = []  # the live ones, each with the rows that it found
 
+    def clock(self):
+        """The cache looks when it begins to evict too: what the call gives up has been given up then."""
+        self.counts_met = self.manager.ref_count.tolist()
+        return self.now
+
     def attempt(self, name, allowed, call, *args):
         """Makes a call, which has to fail where it is not allowed, and else may for want of pages; says whether not."""
+        self.events += self.cache.drain_events()
         before, stats, num_spare = snapshot(self.descriptor)[:3], self.cache.stats(), self.num_spare_pages()
         try:
             result = call(*args)
@@ -58,6 +63,7 @@ class CheckedEngine:
             self.counts[name, "evicted"] += self.cache.stats().num_pages_evicted > stats.num_pages_evicted
             return True
         assert (snapshot(self.descriptor)[:3], self.cache.stats()) == (before, stats)
+        assert self.cache.drain_events() == []
         return False
 
     def num_spare_pages(self):
@@ -92,9 +98,9 @@ class CheckedEngine:
             assert self.descriptor.window(seq_id) == (model.window, model.num_sinks)
             for page in pages:
                 references[page] += 1
-        for page, rows in self.cached.values():
-            self.check_rows(stored, [page], rows)
-            references[page] += 1
+        for entry in self.cached.values():
+            self.check_rows(stored, [entry.page], entry.rows)
+            references[entry.page] += 1
         for handle, rows in self.handles:
             self.check_rows(stored, handle.pages, rows)
         assert self.manager.ref_count.tolist() == references
@@ -113,15 +119,22 @@ class CheckedEngine:
         assert np.array_equal(found, keys_and_values(rows))
 
     def follow_events(self):
-        """What the cache says is stored has to be what the calls have put there; what is evicted, the cache decides."""
-        for event in self.cache.drain_events():
+        """What the cache says is stored has to be what the calls have put there, and what it says is gone what the
+        model of eviction has go."""
+        gone, events, self.events = [], self.events + self.cache.drain_events(), []
+        for event in events:
             if event.kind == "stored":
                 before = self.blocks[event.parent] if event.parent else event.salt
                 self.blocks[event.block] = rows_behind(before, event.tokens)[-1]
             elif event.kind == "evicted":
-                entry = self.cached.pop(self.blocks.pop(event.block))
-                assert not any(entry.page in handle.pages for handle, _ in self.handles)
+                gone.append(self.blocks.pop(event.block))
             elif event.kind == "cleared":
                 self.blocks.clear()
                 self.cached.clear()
+        expected, self.evicted_by_now = self.evicted_by_now, None
+        if gone and expected is None:  # a call took so many as it lacked
+            num_free = sum(self.counts_met[self.cached[row].page] == 1 for row in gone)
+            self.counts["shares", "went"] += num_free < len(gone)
+            expected = self.evictions.evict(num_free, self.counts_met, self.now, gives_shares=True)
+        assert {*gone} == {entry.rows[-1] for entry in expected or []}
         assert set(self.blocks.values()) == set(self.cached)

@@ -1,45 +1,53 @@
 """An engine that makes random calls, and counts how many of each came to pass."""
 
 from collections import Counter, deque
-from itertools import takewhile
+from dataclasses import replace
 from random import Random
 from typing import NamedTuple
 
-from checked_engine import CachedPage, CheckedEngine
-from sequence_model import SequenceModel, rows_behind
+from random_choices import IDS
+from random_prefixes import RandomPrefixes
+from sequence_model import SequenceModel
 
 import seqattn
 
-IDS = range(8)
-SALTS = ["", "tenant"]
 WEIGHTS = {
     "allocate": 8,
+    "try_allocate": 4,
     "decode": 8,
-    "fork": 8,
+    "fork": 6,
+    "attach_pages": 4,
+    "attach_details": 4,
+    "adopt": 3,
     "truncate": 4,
-    "release": 12,
+    "let_one_go": 10,
     "set_window": 3,
     "allocate_tree": 6,
     "commit_tree": 4,
     "keep": 6,
     "match": 8,
     "unpin": 4,
-    "insert": 8,
-    "evict": 1,
+    "insert": 14,
+    "evict": 4,
+    "evict_expired": 1,
     "clear": 1,
     "save": 2,
     "restore": 4,
 }
 OPERATIONS = [name for name, weight in WEIGHTS.items() for _ in range(weight)]
-GROWTH = ["allocate", "decode", "allocate_tree"]
+GROWTH = ["allocate", "try_allocate", "decode", "allocate_tree"]
+NEVER_REFUSED = ("let_one_go", "unpin", "evict", "evict_expired")
 # What has to happen now and then, lest the test say less than it seems to.
 EVENTS = [
-    *((name, "done") for name in WEIGHTS if name not in ("release", "unpin", "evict")),
-    *((name, "refused") for name in WEIGHTS if name not in ("release", "unpin", "evict")),
+    *((name, "done") for name in WEIGHTS if name not in NEVER_REFUSED),
+    *((name, "refused") for name in WEIGHTS if name not in NEVER_REFUSED),
     *((name, "no page") for name in [*GROWTH, "keep", "restore"]),
     *((name, "evicted") for name in [*GROWTH, "keep", "restore"]),
     *((name, "moved") for name in [*GROWTH, "keep", "commit_tree"]),
     ("restore", "elsewhere"),
+    ("evict", "went"),
+    ("expired", "went"),
+    ("shares", "went"),
     ("tree", "truncated"),
     ("window", "dropped"),
 ]
@@ -51,49 +59,35 @@ class SavedSequence(NamedTuple):
     page_size: int
 
 
-class RandomEngine(CheckedEngine):
+class RandomEngine(RandomPrefixes):
     """Makes random calls. What one engine has saved, another one may restore."""
 
     def __init__(self, random, saved, counts, place, page_size, kv_layout):
-        super().__init__(counts, place, page_size, kv_layout)
-        self.random, self.saved = random, saved
-        self.heard = deque([(salt, []) for salt in SALTS], maxlen=16)  # salts and tokens of sequences so far
+        super().__init__(random, counts, place, page_size, kv_layout)
+        self.saved = saved
 
     def step(self):
         """One operation, in a quarter of all cases with no free page."""
         name = self.random.choice(OPERATIONS if self.sequences else ["allocate", "match", "restore"])
+        self.now += self.random.randrange(2)
         taken = self.manager.allocate(self.manager.available_pages_count if self.one_in(4) else 0)
         getattr(self, name)()
         self.manager.unref(taken)
         self.check()
 
-    # What calls are made with.
-
-    def one_in(self, n):
-        return self.random.randrange(n) == 0
-
-    def any_id(self):
-        """As a rule, one that does not exist."""
-        new = [seq_id for seq_id in IDS if seq_id not in self.sequences]
-        return self.random.choice(IDS if not new or self.one_in(8) else new)
-
-    def any_sequence(self, pending=None):
-        """An id and its model; as a rule, with a pending tree or without one, where that is asked for."""
-        every = [*self.sequences.items()]
-        asked = [(seq_id, model) for seq_id, model in every if pending in (None, bool(model.tree))]
-        return self.random.choice(every if not asked or self.one_in(8) else asked)
-
-    def any_tokens(self, most):
-        return [self.random.randrange(2) for _ in range(self.random.randint(0, most))]
-
-    def any_prompt(self):
-        """A salt and tokens, which may begin like others before."""
-        salt, tokens = self.random.choice(self.heard)
-        return salt, tokens[: self.random.randint(0, len(tokens))] + self.any_tokens(6)
-
-    # The operations.
-
     def allocate(self):
+        self.grow_some("allocate", self.descriptor.allocate)
+
+    def try_allocate(self):
+        def call(ids, lengths):
+            admission = self.descriptor.try_allocate(ids, lengths)
+            if not admission:
+                raise seqattn.NoPageError("", admission.needed, admission.available)
+            return admission.copies
+
+        self.grow_some("try_allocate", call)
+
+    def grow_some(self, name, call):
         growth = {}
         for seq_id in self.random.sample(IDS, 2):
             if seq_id in self.sequences:
@@ -102,7 +96,7 @@ class RandomEngine(CheckedEngine):
                 salt, tokens = self.any_prompt()
                 growth[seq_id] = SequenceModel(salt), tokens
         lengths = [len(tokens) for _, tokens in growth.values()]
-        self.grow("allocate", growth, self.descriptor.allocate, growth, lengths)
+        self.grow(name, growth, call, growth, lengths)
 
     def decode(self):
         models = dict(self.any_sequence(pending=False) for _ in range(2))
@@ -129,6 +123,46 @@ class RandomEngine(CheckedEngine):
         if self.attempt("fork", allowed, self.descriptor.fork, parent, child, end):
             self.sequences[child] = model.first(end)
 
+    def any_table(self):
+        """Salt, tokens and pages of a sequence's first tokens, which it has all; None where it has dropped some."""
+        seq_id, model = self.any_sequence()
+        if model.kept_from():
+            return None
+        tokens = model.tokens[: self.random.randint(0, model.length)]
+        return model.salt, tokens, self.descriptor.pages(seq_id)[: -(-len(tokens) // self.page_size)]
+
+    def attach_pages(self):
+        table, child, is_short = self.any_table(), self.any_id(), self.one_in(8)
+        if table is None:
+            return
+        salt, tokens, pages = table
+        allowed = child not in self.sequences and not is_short
+        num_tokens = len(tokens) + self.page_size * is_short
+        if self.attempt("attach_pages", allowed, self.descriptor.attach, child, pages, num_tokens):
+            self.sequences[child] = SequenceModel(salt)
+            self.sequences[child].grow(tokens)
+
+    def attach_details(self):
+        parent, model = self.any_sequence()
+        child, is_wrong = self.any_id(), self.one_in(8)
+        details = self.descriptor.details(parent)
+        if is_wrong:
+            details = replace(details, last_page_len=self.page_size + 1)
+        allowed = child not in self.sequences and not is_wrong
+        if self.attempt("attach_details", allowed, self.descriptor.attach, child, details):
+            self.sequences[child] = replace(model.first(model.length), tree=[*model.tree])
+
+    def adopt(self):
+        """Over references of the caller's, which in some cases it does not have."""
+        table, child, is_lie = self.any_table(), self.any_id(), self.one_in(8)
+        if table is None or child in self.sequences:
+            return
+        salt, tokens, pages = table
+        self.manager.ref(pages if not is_lie else [])
+        if self.attempt("adopt", not (is_lie and pages), self.descriptor.adopt, child, pages, len(tokens)):
+            self.sequences[child] = SequenceModel(salt)
+            self.sequences[child].grow(tokens)
+
     def truncate(self):
         seq_id, model = self.any_sequence()
         end = self.random.choice([model.length, self.random.randint(0, model.length + 1)])
@@ -136,10 +170,8 @@ class RandomEngine(CheckedEngine):
             self.counts["tree", "truncated"] += len(model.tree) > 0
             self.sequences[seq_id] = model.first(end)
 
-    def release(self):
-        seq_id, _ = self.any_sequence()
-        assert self.descriptor.release([seq_id]) == 1
-        del self.sequences[seq_id]
+    def let_one_go(self):
+        self.release(self.any_sequence()[0])
 
     def set_window(self):
         seq_id, model = self.any_sequence()
@@ -175,66 +207,6 @@ class RandomEngine(CheckedEngine):
         indices = [i for i in offered if self.random.random() < share]
         if self.attempt("keep", model.can_keep(indices), self.descriptor.keep, seq_id, indices):
             model.keep(indices)
-
-    def match(self):
-        """Looks a prompt up, starts a sequence over what is found, and pins that for a while or not."""
-        salt, tokens = self.any_prompt()
-        pins = self.one_in(4)
-        handle = self.cache.pin(tokens, salt) if pins else self.cache.match(tokens, salt)
-        cached = {row for entry in self.cached.values() for row in entry.rows}
-        found = [*takewhile(cached.__contains__, rows_behind(salt, tokens if pins else tokens[:-1]))]
-        if pins:
-            found = found[: len(found) - len(found) % self.page_size]
-        assert handle.num_tokens == len(found)
-        self.check_rows(self.read_all(), handle.pages, found)
-        self.handles.append((handle, found))
-        if found:
-            self.attach(handle, salt, tokens[: len(found)])
-        if not self.one_in(4):
-            self.handles.pop()[0].release()
-
-    def attach(self, handle, salt, tokens):
-        seq_id, model = self.any_id(), SequenceModel(salt)
-        model.grow(tokens)
-        allowed = seq_id not in self.sequences
-        if self.attempt("match", allowed, self.cache.attach, self.descriptor, seq_id, handle):
-            self.sequences[seq_id] = model
-
-    def unpin(self):
-        if self.handles:
-            self.handles.pop(self.random.randrange(len(self.handles)))[0].release()
-
-    def insert(self):
-        seq_id, model = self.any_sequence()
-        salt = self.random.choice([model.salt, model.salt, *SALTS])
-        tokens = [*model.tokens, 0][: self.random.choice([model.length, self.random.randint(0, model.length + 1)])]
-        new = self.new_pages(seq_id, rows_behind(salt, tokens))
-        cached_pages = {entry.page for entry in self.cached.values()}
-        allowed = (
-            model.kept_from() == 0
-            and len(tokens) <= model.length
-            and not any(entry.page in cached_pages for entry in new.values())
-        )
-        if allowed and new and salt != model.salt:
-            return  # a lie that no cache could notice
-        if self.attempt("insert", allowed, self.cache.insert, self.descriptor, seq_id, tokens, salt):
-            self.cached.update(new)
-
-    def new_pages(self, seq_id, rows):
-        """The sequence's whole pages that are not in the cache as these rows."""
-        new = {}
-        for i, page in enumerate(self.descriptor.pages(seq_id)[: len(rows) // self.page_size]):
-            entry = CachedPage(page, rows[i * self.page_size : (i + 1) * self.page_size])
-            if entry.rows[-1] not in self.cached:
-                new[entry.rows[-1]] = entry
-        return new
-
-    def evict(self):
-        num_pages, num_free = self.random.randint(0, 3), self.manager.available_pages_count
-        assert self.cache.evict(num_pages) == self.manager.available_pages_count - num_free <= num_pages
-
-    def clear(self):
-        self.attempt("clear", not any(found for _, found in self.handles), self.cache.clear)
 
     def save(self):
         seq_id, model = self.any_sequence()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from attended_sequences import AttendedSequences
 from place import Place
-from support import to_numpy
+from support import refused, to_numpy
 
 import seqattn
 
@@ -121,14 +121,16 @@ class SequenceScenarios:
         model.keep(2, list(range(1, 24, 2)))
         model.step({2: 3, 1: 1})
         model.check_cache(2)
-        with pytest.raises(seqattn.InvalidArgumentError, match="token_indices: got 3"):
+        with refused(seqattn.InvalidArgumentError, "token_indices: got 3", descriptor):
             descriptor.keep(1, [4, 3])
 
     def test_sequences_start_over_cached_prefixes(self, rng):
         model = AttendedSequences(self.place, rng, num_pages=10)
-        cache = seqattn.PrefixCache(model.manager)
+        cache = seqattn.PrefixCache(model.manager, event_capacity=64)
         model.step({1: 18})
         assert cache.insert(model.descriptor, 1, range(18)) == 4
+        with refused(seqattn.InvalidArgumentError, "cached already under other tokens", model.descriptor, cache):
+            cache.insert(model.descriptor, 1, range(100, 118))
         stored = model.held[1]
         model.release(1)
         for seq_id, (tokens, num_found) in enumerate({(*range(11), 99): 11, tuple(range(16)): 15}.items()):
@@ -143,6 +145,10 @@ class SequenceScenarios:
             np.testing.assert_array_equal(to_numpy(part), expected)
         model.release(0)
         model.release(1)
+        with refused(
+            seqattn.NoPageError, "Need 11 pages but only 6 available, and the pool's", model.descriptor, cache
+        ):
+            model.descriptor.allocate([2], [44])
         model.step({2: 40})  # takes every page, those of the cache too
         assert cache.stats().num_pages_evicted == 4
         model.step({2: 0})

@@ -4,9 +4,11 @@ import ctypes
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 
 import ml_dtypes
 import numpy as np
+import pytest
 import torch
 
 import seqattn
@@ -68,13 +70,26 @@ def to_numpy(array) -> np.ndarray:
 def snapshot(descriptor, manager=None):
     """Everything that a failed call must leave as it was."""
     pool = descriptor.cache_manager if manager is None else manager
-    tables = {
-        seq_id: (tuple(data.kv_page_indices), data.last_page_len) for seq_id, data in descriptor.seq_id_to_data.items()
-    }
+    sequences = {seq_id: descriptor.details(seq_id) for seq_id in descriptor.seq_ids()}
     storage = ()
     if hasattr(pool, "key_cache"):
         storage = tuple(to_numpy(cache).tobytes() for cache in pool.get_memory_tensors())
-    return tuple(pool.free_pages), tuple(pool.ref_count.tolist()), tables, storage
+    return tuple(pool.free_pages), tuple(pool.ref_count.tolist()), sequences, storage
+
+
+@contextmanager
+def refused(error, match, descriptor, cache=None, num_parts=4):
+    """A call that raises this and has changed nothing; of a prefix cache neither what it counts nor its events.
+
+    A restore may have written into free pages: 3 parts of the snapshot are without storage.
+    """
+    if cache is not None:
+        cache.drain_events()
+    before = snapshot(descriptor)[:num_parts], cache and cache.stats()
+    with pytest.raises(error, match=match) as raised:
+        yield raised
+    assert (snapshot(descriptor)[:num_parts], cache and cache.stats()) == before
+    assert cache is None or cache.drain_events() == []
 
 
 def attention_reference(
