@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, field
 from operator import index
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from ._errors import InvalidArgumentError, UnknownSequenceError
 
 if TYPE_CHECKING:
     from ._core import CacheDescriptor
+
+
+class BinaryWriter(Protocol):
+    """What a state is saved to: a binary file, or what else takes bytes and says how many (None: all of them)."""
+
+    def write(self, data: bytes, /) -> int | None: ...
+
+
+class BinaryReader(Protocol):
+    """What a state is restored from: a binary file, or what else gives up to that many bytes (none: at its end)."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass(init=False, slots=True)

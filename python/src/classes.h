@@ -52,7 +52,7 @@ struct Descriptor {
   nb::object owner;  // the Manager or the Pool
   Framework framework = Framework::kNumpy;
   std::unique_ptr<CacheDescriptor> descriptor;
-  const CallableReclaimer* reclaimer = nullptr;  // of the pool
+  CallableReclaimer* reclaimer = nullptr;  // of the pool
   // For every call but those of the garbage collector.
   CacheDescriptor& sequences() const {
     reclaimer->require_idle();

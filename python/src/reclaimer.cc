@@ -36,8 +36,10 @@ bool CallableReclaimer::reclaim(std::int64_t num_pages) {
 void CallableReclaimer::require_idle() const {
   if (running_) {
     throw Error(
-        "reclaimer: got a call that would change or read what it is working for; expected it to do "
-        "no more than unref pages of the pool");
+        "got a call of a descriptor or a prefix cache while Python code works for a call of the "
+        "same pool; expected a reclaimer that does no more than unref pages of the pool, a clock "
+        "or a file that leaves both alone, and other threads to wait for a save to or a restore "
+        "from a file object");
   }
 }
 

@@ -7,6 +7,7 @@
 
 #include "arguments.h"
 #include "classes.h"
+#include "file_objects.h"
 #include "plain_types.h"
 
 namespace seqattn::python {
@@ -41,9 +42,10 @@ std::filesystem::path to_path(nb::handle object, const char* name, const char* e
 // A saved state in memory, borrowed, or the path of its file.
 class StateArgument {
  public:
-  explicit StateArgument(nb::handle state) : is_path_(!PyObject_CheckBuffer(state.ptr())) {
+  StateArgument(nb::handle state, const char* expected)
+      : is_path_(!PyObject_CheckBuffer(state.ptr())) {
     if (is_path_) {
-      path_ = to_path(state, "state", "bytes or a path");
+      path_ = to_path(state, "state", expected);
     } else if (PyObject_GetBuffer(state.ptr(), &buffer_, PyBUF_SIMPLE) != 0) {
       PyErr_Clear();
       throw InvalidArgumentError(concat("state: got ", class_name(state),
@@ -102,7 +104,12 @@ nb::bytes save(const Any& descriptor, const Int& seq_id) {
 void save_file(const Any& descriptor, const Int& seq_id, const Any& path) {
   const Descriptor& self = to_descriptor(descriptor);
   const SeqId id = to_int64(seq_id, "seq_id");
-  const auto file = to_path(path, "path", "a str or an os.PathLike");
+  if (is_file_object(path, "write")) {
+    FileObjectSink sink(path, *self.reclaimer);
+    save_sequence(self.sequences(), id, sink, self.stream());
+    return;
+  }
+  const auto file = to_path(path, "path", "a str, an os.PathLike or a binary file");
   save_sequence(self.sequences(), id, file, self.stream());
 }
 
@@ -110,13 +117,20 @@ nb::object restore(const Any& descriptor, const Int& seq_id, const Any& state) {
   const Descriptor& self = to_descriptor(descriptor);
   const SeqId id = to_int64(seq_id, "seq_id");
   const Stream stream = self.stream();
-  return from_info(StateArgument(state).with(
-      [&](const auto& from) { return restore_sequence(self.sequences(), id, from, stream); }));
+  if (is_file_object(state, "read")) {
+    FileObjectSource source(state, *self.reclaimer);
+    return from_info(restore_sequence(self.sequences(), id, source, stream));
+  }
+  return from_info(
+      StateArgument(state, "bytes, a path or a binary file").with([&](const auto& from) {
+        return restore_sequence(self.sequences(), id, from, stream);
+      }));
 }
 
 nb::object info_of(const Any& state) {
-  return from_info(
-      StateArgument(state).with([](const auto& from) { return sequence_state_info(from); }));
+  return from_info(StateArgument(state, "bytes or a path").with([](const auto& from) {
+    return sequence_state_info(from);
+  }));
 }
 
 }  // namespace
@@ -131,16 +145,24 @@ void bind_sequence_state(nb::module_& m) {
   m.def(
       "save_sequence", &save_file, "descriptor"_a.none(), "seq_id"_a.none(), "path"_a.none(),
       nb::sig("def save_sequence(descriptor: CacheDescriptor, seq_id: typing.SupportsIndex, path: "
-              "str | os.PathLike[str]) -> None"),
-      "The same into a file, which is replaced as a whole.\n\n"
-      "It is written under a temporary name in the same folder, brought to the disk and renamed: "
-      "a call that raises leaves the old file, a crash the old one or the new one. Raises "
-      "FileError (an OSError) too.");
+              "str | os.PathLike[str] | seqattn._types.BinaryWriter) -> None"),
+      "The same into a file.\n\n"
+      "The file of a path is replaced as a whole: written under a temporary name in the same "
+      "folder, brought to the disk and renamed. A call that raises leaves the old file, a crash "
+      "the old one or the new one. (Where the folder cannot be synced, the last step, the error "
+      "says that the new file is there, but a crash may bring the old one back.) A binary file "
+      "object, or what else has write, gets the bytes in parts of about 4 MiB; what it raises "
+      "comes out, with the first parts written. Raises FileError (an OSError) too.");
   m.def("restore_sequence", &restore, "descriptor"_a.none(), "seq_id"_a.none(), "state"_a.none(),
         nb::sig("def restore_sequence(descriptor: CacheDescriptor, seq_id: typing.SupportsIndex, "
-                "state: bytes | bytearray | memoryview | str | os.PathLike[str]) -> "
-                "seqattn._types.SequenceStateInfo"),
-        "Starts a sequence from what save_sequence made: bytes (or another buffer), or a path.\n\n"
+                "state: bytes | bytearray | memoryview | str | os.PathLike[str] | "
+                "seqattn._types.BinaryReader) -> seqattn._types.SequenceStateInfo"),
+        "Starts a sequence from what save_sequence made: bytes (or another buffer), the path of a "
+        "regular file, or a binary file object.\n\n"
+        "A file object, or what else has read, is read to the state's last byte and no further. "
+        "When the call raises nothing has changed, but for pages that a prefix cache or another "
+        "reclaimer gave up for it: those stay free. Bytes and files of a path are checked before "
+        "it is asked, a file object is checked as it comes. "
         "The cache may have another page size, layout, dtype and device; with its own dtype the "
         "tokens are the same bits, else they are rounded by way of float32, to nearest even, and "
         "float16 overflows to infinity. Raises InvalidArgumentError for a sequence that exists or "

@@ -4,7 +4,7 @@ import pathlib
 import numpy as np
 import pytest
 import torch
-from support import make_manager, snapshot, to_numpy
+from support import make_manager, refused, snapshot, to_numpy
 
 import seqattn
 from seqattn import (
@@ -114,25 +114,30 @@ def test_a_window_and_what_it_dropped_are_saved(rng):
         save_sequence(source, 1)
 
 
-def test_what_is_no_state_changes_nothing(rng, tmp_path):
-    _, descriptor = make_cache(rng)
-    state = save_sequence(descriptor, 1)
-    before = snapshot(descriptor)[:3]
+def spoilt(state):
+    """What is no state, and what the message says of it."""
     changed = bytearray(state)
     changed[len(state) // 2] ^= 1
-    path = tmp_path / "text"
-    path.write_text("a file of text")
-    for wrong, message in [
-        (b"", "does not begin as a saved sequence does"),
-        (state[:100], "truncated: ends after 100 bytes; expected"),
-        (state[:-1], "truncated"),
-        (state + b"x", "goes on behind its"),
-        (changed, "corrupted"),
-        (path, f"{path}: does not begin"),
-    ]:
-        with pytest.raises(SequenceStateError, match=message):
-            restore_sequence(descriptor, 9, wrong)
-        assert snapshot(descriptor)[:3] == before
+    yield b"", "does not begin as a saved sequence does"
+    yield b"a file of text", "does not begin"
+    yield state[:100], "truncated: ends after 100 bytes; expected"
+    yield state[:-1], "truncated"
+    yield bytes(changed), "corrupted"
+
+
+@pytest.mark.parametrize("kind", ["bytes", "path", "file"])
+def test_what_is_no_state_changes_nothing(rng, tmp_path, kind):
+    _, descriptor = make_cache(rng)
+    state, path = save_sequence(descriptor, 1), tmp_path / "one.state"
+    cases = [*spoilt(state)]
+    if kind != "file":  # which is read to the state's end and no further
+        cases.append((state + b"x", "goes on behind its"))
+    for wrong, message in cases:
+        path.write_bytes(wrong)
+        name = f"{path}: " if kind == "path" else ""
+        with refused(SequenceStateError, name + message, descriptor, num_parts=3), open(path, "rb") as file:
+            restore_sequence(descriptor, 9, {"bytes": wrong, "path": path, "file": file}[kind])
+        assert save_sequence(descriptor, 1) == state
     with pytest.raises(SequenceStateError):
         sequence_state_info(b"nothing of ours")
     descriptor.check_invariants()
@@ -196,12 +201,12 @@ def test_arguments_of_other_types_are_named(rng):
         save_sequence(3, 1)
     with pytest.raises(TypeError, match="descriptor: got None; expected a CacheDescriptor"):
         restore_sequence(None, 1, b"")
-    with pytest.raises(TypeError, match="path: got int; expected a str or an os.PathLike"):
+    with pytest.raises(TypeError, match="path: got int; expected a str, an os.PathLike or a binary file"):
         save_sequence(descriptor, 1, 3)
     with pytest.raises(TypeError, match="path: got bytes; expected"):
         save_sequence(descriptor, 1, b"name")
     for wrong in (3, None):
-        with pytest.raises(TypeError, match="state: got .*; expected bytes or a path"):
+        with pytest.raises(TypeError, match="state: got .*; expected bytes, a path or a binary file"):
             restore_sequence(descriptor, 9, wrong)
     with pytest.raises(TypeError, match="seq_id: got str"):
         save_sequence(descriptor, "one")
