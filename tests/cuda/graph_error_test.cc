@@ -131,13 +131,12 @@ TEST_F(CudaGraphErrors, LongRowsAndMasksNeedAnObjectWithoutACapacity) {
 
 // A replayed append writes without a call that could refuse it: plan does.
 TEST_F(CudaGraphErrors, PlansThatACapturedAppendMustNotWriteAreRefused) {
-  const auto object = planned(capacity);
+  const auto object = planned(capacity), other = planned(capacity);
   const Tensor k = tokens(2, kTokens), v = tokens(2, kTokens);
+  const CapturedGraph graph(*own_stream, [&] { object->append_kv(k.view(), v.view(), 0, on()); });
   sequences->fork(1, 9);  // shares the page that its next token would go to
   const auto shared = sequences->pack_for_flashinfer({9, 2, 3});
-  EXPECT_NO_THROW(object->plan(shared, indptr, {}, on()));
-  object->plan(packed, indptr, {}, on());
-  const CapturedGraph graph(*own_stream, [&] { object->append_kv(k.view(), v.view(), 0, on()); });
+  EXPECT_NO_THROW(other->plan(shared, indptr, {}, on()));
   EXPECT_THAT(error_of([&] { object->plan(shared, indptr, {}, on()); }),
               HasSubstr("append before sharing"));
   sequences->release({9});
