@@ -92,6 +92,9 @@ class PagePool:
     def release_pages(self, page_indices: Iterable[int]) -> None:
         """The same as unref."""
 
+    def is_cached(self, page: SupportsIndex) -> bool:
+        """Whether a PrefixCache holds the page, so that no call writes it."""
+
     def set_reclaimer(self, reclaimer: Callable[[int], bool] | None) -> None:
         """
         Has a callable asked for pages when the pool falls short, as a prefix cache can give some up; None removes it.
@@ -178,6 +181,9 @@ class PagedKVCacheManager:
 
     def release_pages(self, page_indices: Iterable[int]) -> None:
         """The same as unref."""
+
+    def is_cached(self, page: SupportsIndex) -> bool:
+        """Whether a PrefixCache holds the page, so that no call writes it."""
 
     def set_reclaimer(self, reclaimer: Callable[[int], bool] | None) -> None:
         """
