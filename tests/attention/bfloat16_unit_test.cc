@@ -12,6 +12,7 @@
 #include "conformance.h"
 #include "conformance_suite.h"
 #include "cpu_attention.h"
+#include "every_option.h"
 
 // When the dot products of bfloat16 are used, which one ran, and what it rounds. The attention
 // suite in this program runs over them, too.
@@ -59,25 +60,7 @@ TEST_P(Units, AgreeWithTheOracleForEveryHeadDimension) {
   }
 }
 
-TEST_P(Units, AgreeWithTheOracleUnderEveryOption) {
-  AttentionCase c = bfloat16_case();
-  c.num_qo_heads = 6;
-  c.rows = {{40, 60}, {1, 1700}, {2, 100}, {1, 13}};
-  c.sinks = true;
-  for (const bool causal : {true, false}) {
-    for (const int window_left : {-1, 0, 9}) {
-      for (const double cap : {0.0, 2.0}) {
-        for (const double mask_density : {-1.0, 0.3}) {
-          c.causal = causal;
-          c.window_left = window_left;
-          c.logits_soft_cap = cap;
-          c.mask_density = mask_density;
-          check_case(c, cpu(), random, {.unused = Unused::kMixed});
-        }
-      }
-    }
-  }
-}
+TEST_P(Units, AgreeWithTheOracleUnderEveryOption) { check_every_option(bfloat16_case(), random); }
 
 // Scores of bfloat16 queries are as good as on the exact path; only weights are rounded.
 TEST_P(Units, LeaveTheLseAlone) {

@@ -11,6 +11,7 @@
 #include "conformance.h"
 #include "conformance_suite.h"
 #include "error_text.h"
+#include "every_option.h"
 
 // Every instruction set of this build and machine computes the same thing, and one can be asked
 // for by name.
@@ -106,25 +107,10 @@ TEST_P(CpuTargets, AgreeWithTheOracleForEveryNumberOfQueries) {
 
 TEST_P(CpuTargets, AgreeWithTheOracleUnderEveryOption) {
   const ForcedPath forced(GetParam());
-  AttentionCase c;
-  c.num_qo_heads = 6;
-  c.rows = {{40, 60}, {1, 1700}, {2, 100}, {1, 13}};
-  c.sinks = true;
   for (const DType dtype : kDTypes) {
+    AttentionCase c;
     c.kv_dtype = dtype;
-    for (const bool causal : {true, false}) {
-      for (const int window_left : {-1, 0, 9}) {
-        for (const double cap : {0.0, 2.0}) {
-          for (const double mask_density : {-1.0, 0.3}) {
-            c.causal = causal;
-            c.window_left = window_left;
-            c.logits_soft_cap = cap;
-            c.mask_density = mask_density;
-            check_case(c, cpu(), random, {.unused = Unused::kMixed});
-          }
-        }
-      }
-    }
+    check_every_option(c, random);
   }
 }
 

@@ -12,6 +12,7 @@
 #include "saved_cache.h"
 #include "seqattn/error.h"
 #include "seqattn/sequence_state.h"
+#include "temporary_folder.h"
 
 // Saving and restoring with every memory allocation failing in turn.
 namespace seqattn {
@@ -102,17 +103,15 @@ TEST_F(FailedAllocationOfState, SaveChangesNothing) {
 }
 
 TEST_F(FailedAllocationOfState, SaveLeavesNoFile) {
-  std::string name = (std::filesystem::temp_directory_path() / "seqattn-test-XXXXXX").string();
-  const std::filesystem::path folder = ::mkdtemp(name.data());
-  const std::filesystem::path path = folder / "one.state";
+  const testing::TemporaryFolder folder;
+  const std::filesystem::path path = folder.path() / "one.state";
   EXPECT_GE(fail_every_allocation([&] { save_sequence(cache_.descriptor, 1, path); },
                                   [&](std::int64_t n) {
-                                    EXPECT_TRUE(std::filesystem::is_empty(folder))
+                                    EXPECT_TRUE(std::filesystem::is_empty(folder.path()))
                                         << "allocation " << n;
                                   }),
             5);
   EXPECT_EQ(std::filesystem::file_size(path), state_.size());
-  std::filesystem::remove_all(folder);
 }
 
 }  // namespace

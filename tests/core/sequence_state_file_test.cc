@@ -20,6 +20,7 @@
 #include "saved_cache.h"
 #include "seqattn/error.h"
 #include "seqattn/sequence_state.h"
+#include "temporary_folder.h"
 
 // Saved sequences in files: what is there after a save, a save that failed, a restore that failed.
 namespace seqattn {
@@ -42,12 +43,7 @@ std::string text(const std::vector<std::byte>& bytes) {
 
 class SequenceStateFile : public ::testing::Test {
  protected:
-  SequenceStateFile() {
-    std::string name = (fs::temp_directory_path() / "seqattn-test-XXXXXX").string();
-    folder_ = ::mkdtemp(name.data());
-    cache_.add(random_, 1, 11);
-  }
-  ~SequenceStateFile() override { fs::remove_all(folder_); }
+  SequenceStateFile() { cache_.add(random_, 1, 11); }
 
   std::vector<std::string> names() const {
     std::vector<std::string> all;
@@ -73,7 +69,8 @@ class SequenceStateFile : public ::testing::Test {
                      .head_dim = 8,
                      .num_layers = 2,
                      .dtype = DType::kBFloat16}};
-  fs::path folder_;
+  const testing::TemporaryFolder temporary_;
+  const fs::path& folder_ = temporary_.path();
 };
 
 TEST_F(SequenceStateFile, HoldsTheBytesOfTheState) {

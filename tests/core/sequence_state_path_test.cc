@@ -1,7 +1,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -15,6 +14,7 @@
 #include "saved_cache.h"
 #include "seqattn/error.h"
 #include "seqattn/sequence_state.h"
+#include "temporary_folder.h"
 
 // Saved sequences and paths that are no plain files: pipes, links, names of nothing.
 namespace seqattn {
@@ -30,16 +30,11 @@ using ::testing::IsEmpty;
 class SequenceStatePath : public ::testing::Test {
  protected:
   SequenceStatePath() {
-    std::string name = (fs::temp_directory_path() / "seqattn-test-XXXXXX").string();
-    folder_ = ::mkdtemp(name.data());
     cache_.add(random_, 1, 11);
     before_ = fs::current_path();
-    fs::current_path(folder_);
+    fs::current_path(folder_.path());
   }
-  ~SequenceStatePath() override {
-    fs::current_path(before_);
-    fs::remove_all(folder_);
-  }
+  ~SequenceStatePath() override { fs::current_path(before_); }
 
   static std::vector<std::string> names() {
     std::vector<std::string> all;
@@ -53,7 +48,8 @@ class SequenceStatePath : public ::testing::Test {
 
   std::mt19937_64 random_ = testing::random_source(4203);
   SavedCache cache_{{.num_pages = 6, .page_size = 4, .num_heads = 1, .head_dim = 8}};
-  fs::path folder_, before_;
+  const testing::TemporaryFolder folder_;
+  fs::path before_;
 };
 
 // Nobody writes to it: an open that waits would wait for ever.
