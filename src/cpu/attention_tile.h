@@ -8,6 +8,7 @@
 #include "attention_work.h"
 #include "backend.h"
 #include "bfloat16_unit.h"
+#include "softmax_state.h"
 
 // The inner functions of CPU attention, once for each instruction set. attention_tile.cc defines
 // them; cpu_attention.cc calls them.
@@ -27,35 +28,6 @@ struct AttentionCall {
 };
 
 inline constexpr int kMaxHeadDim = 576;
-
-constexpr std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
-
-// Vectors of head_dim floats are padded to this many, which whole vectors of any target fill.
-inline constexpr int kDimPadding = 16;
-
-// The softmax so far of some query rows over some keys: `out` holds sum(2^(x - max) v), `sum` the
-// sum of the weights 2^(x - max), x being logits in base 2.
-struct SoftmaxState {
-  float* max = nullptr;  // [num_rows]
-  float* sum = nullptr;  // [num_rows]
-  float* out = nullptr;  // [num_rows, head_dim_v padded to kDimPadding]
-
-  SoftmaxState() = default;
-  SoftmaxState(float* memory, int num_rows) noexcept
-      : max(memory), sum(memory + padded(num_rows)), out(memory + 2 * padded(num_rows)) {}
-
-  static std::int64_t num_floats(int num_rows, int head_dim_v) noexcept {
-    return padded(num_rows) * (2 + round_up(head_dim_v, kDimPadding));
-  }
-
- private:
-  // Rows are computed 4 or 6 at a time; a multiple of 4 keeps every part aligned.
-  static std::int64_t padded(int num_rows) noexcept {
-    return num_rows <= kFewRows ? round_up(num_rows, 4) : round_up(num_rows, 12);
-  }
-};
 
 struct TileFunctions {
   // Working memory of attend, in floats, for at most so many tiles at once.

@@ -12,7 +12,8 @@ constexpr std::int64_t kChunkTokensPerRow = 16;
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// Only rows of a single tile are split: longer ones bring enough tiles to keep threads busy.
+// Only rows of a single tile are split: longer ones bring enough tiles to keep threads busy. (A
+// single query of more than kMaxTileRows heads a KV head counts as one of those.)
 std::int64_t chunk_tokens(std::int64_t num_tokens, std::int64_t num_rows) {
   if (num_rows > kMaxTileRows) return std::max<std::int64_t>(num_tokens, 1);
   const std::int64_t least = std::max(kMinChunkTokens, kChunkTokensPerRow * num_rows);
@@ -62,7 +63,8 @@ int heads_per_item(std::int64_t num_chunks, int num_heads, int num_threads) {
   return static_cast<int>(ceil_div(num_heads, std::min<std::int64_t>(pieces, num_heads)));
 }
 
-void add_tiles(AttentionWork& work, const AttentionRow& row, const TileRows& rows) {
+void add_tiles(AttentionWork& work, const AttentionRow& row, const TileRows& rows,
+               std::int64_t state_floats) {
   const int num_chunks = rows.num_chunks();
   for (int head = row.kv_head_begin; head < row.kv_head_end; ++head) {
     if (num_chunks > 1) work.split_tiles.push_back(static_cast<std::int64_t>(work.tiles.size()));
@@ -71,15 +73,13 @@ void add_tiles(AttentionWork& work, const AttentionRow& row, const TileRows& row
                           .first_row = rows.first,
                           .num_rows = rows.count,
                           .num_chunks = num_chunks,
-                          .first_partial = work.num_partials});
-    if (num_chunks > 1) work.num_partials += num_chunks;
+                          .partials = work.num_partial_floats});
+    if (num_chunks > 1) work.num_partial_floats += num_chunks * state_floats;
   }
-  work.max_rows = std::max(work.max_rows, rows.count);
-  if (num_chunks > 1) work.max_partial_rows = std::max(work.max_partial_rows, rows.count);
 }
 
 void add_items(AttentionWork& work, std::int64_t first_tile, const TileRows& rows,
-               int heads_at_once) {
+               int heads_at_once, std::int64_t state_floats) {
   const auto end_tile = static_cast<std::int64_t>(work.tiles.size());
   for (int chunk = 0; chunk < rows.num_chunks(); ++chunk) {
     const KeySet kv = rows.kv.part(chunk * rows.chunk, (chunk + 1) * rows.chunk);
@@ -87,6 +87,8 @@ void add_items(AttentionWork& work, std::int64_t first_tile, const TileRows& row
       const auto count = static_cast<int>(std::min<std::int64_t>(heads_at_once, end_tile - tile));
       work.items.push_back({tile, count, chunk, kv});
       work.max_tiles = std::max(work.max_tiles, count);
+      if (rows.num_chunks() > 1) continue;
+      work.max_own_floats = std::max(work.max_own_floats, count * state_floats);
     }
   }
 }
@@ -107,10 +109,12 @@ AttentionWork cut_work(const AttentionShape& shape, const std::vector<AttentionR
     if (num_heads == 0) continue;
     for (const TileRows& tile_rows : pieces[i]) {
       const auto first_tile = static_cast<std::int64_t>(work.tiles.size());
-      add_tiles(work, rows[i], tile_rows);
+      const std::int64_t state_floats =
+          SoftmaxState::num_floats(tile_rows.count, shape.head_dim_v);
+      add_tiles(work, rows[i], tile_rows, state_floats);
       const bool few = tile_rows.count <= kFewRows;
       add_items(work, first_tile, tile_rows,
-                few ? heads_per_item(num_chunks, num_heads, num_threads) : 1);
+                few ? heads_per_item(num_chunks, num_heads, num_threads) : 1, state_floats);
     }
   }
   return work;

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "attention_plan.h"
+#include "softmax_state.h"
 #include "visible_keys.h"
 
 // How a batch is cut into pieces of work. Everything in here is a pure function of a row's lengths
@@ -13,9 +14,6 @@ namespace seqattn {
 // Queries of one KV head are numbered token by token, within a token by the head's place in its
 // group: "query row" r is token r / group_size, head r % group_size of the group.
 inline constexpr int kMaxTileRows = 96;
-
-// Up to so many query rows a tile waits for memory rather than for arithmetic.
-inline constexpr int kFewRows = 8;
 
 // A tile's keys are split over at most so many items.
 inline constexpr int kMaxChunks = 32;
@@ -28,7 +26,8 @@ struct QueryTile {
   std::int64_t first_row = 0;
   int num_rows = 0;
   int num_chunks = 0;
-  std::int64_t first_partial = 0;  // of num_chunks partial results, where there is more than one
+  // Where the states of its chunks lie among those of all tiles, in floats, if they are several.
+  std::int64_t partials = 0;
 };
 
 // What a thread takes at a time: one KV chunk for some neighbouring heads. How many heads changes
@@ -45,10 +44,10 @@ struct AttentionWork {
   std::vector<QueryTile> tiles;
   std::vector<WorkItem> items;
   std::vector<std::int64_t> split_tiles;  // those of several chunks, to be merged after the items
-  std::int64_t num_partials = 0;
-  int max_tiles = 0;         // of an item
-  int max_rows = 0;          // of a tile
-  int max_partial_rows = 0;  // of a tile of several chunks
+  int max_tiles = 0;                      // of an item
+  // Floats of the states that an item finishes itself, at most, and of all that are merged later.
+  std::int64_t max_own_floats = 0;
+  std::int64_t num_partial_floats = 0;
 };
 
 // Tiles and chunks depend on a row alone; the number of heads to an item also on the threads that

@@ -19,8 +19,6 @@
 namespace seqattn {
 namespace {
 
-constexpr std::int64_t kAlignedFloats = 32;  // two cache lines: threads share none
-
 std::string lower(std::string_view text) {
   std::string result(text);
   for (char& c : result) {
@@ -107,11 +105,9 @@ class CpuAttention final : public AttentionKernel {
         unit_(unit),
         functions_(tile_functions(target, shape.kv_dtype)) {}
 
-  std::int64_t state_floats(int rows) const {
-    return round_up(SoftmaxState::num_floats(rows, shape_.head_dim_v), kAlignedFloats);
-  }
-  SoftmaxState partial(float* partials, const QueryTile& tile, int chunk) const {
-    return {partials + (tile.first_partial + chunk) * state_floats(work_.max_partial_rows),
+  // Chunk `chunk` of a tile whose states begin there.
+  SoftmaxState state(float* states, const QueryTile& tile, int chunk) const {
+    return {states + chunk * SoftmaxState::num_floats(tile.num_rows, shape_.head_dim_v),
             tile.num_rows};
   }
   void attend(const AttentionCall& call, const WorkItem& item, float* own, float* scratch,
@@ -131,10 +127,9 @@ void CpuAttention::attend(const AttentionCall& call, const WorkItem& item, float
                           float* scratch, float* partials,
                           std::vector<SoftmaxState>& states) const {
   const auto tiles = std::span(work_.tiles).subspan(item.first_tile, item.num_tiles);
-  const std::int64_t size = state_floats(work_.max_rows);
   for (int i = 0; i < item.num_tiles; ++i) {
-    states[i] = tiles[i].num_chunks > 1 ? partial(partials, tiles[i], item.chunk)
-                                        : SoftmaxState(own + i * size, tiles[i].num_rows);
+    states[i] = tiles[i].num_chunks > 1 ? state(partials + tiles[i].partials, tiles[i], item.chunk)
+                                        : state(own, tiles[i], i);
   }
   functions_.attend(call, tiles, item.kv, scratch, std::span(states).first(tiles.size()));
   for (int i = 0; i < item.num_tiles; ++i) {
@@ -144,7 +139,7 @@ void CpuAttention::attend(const AttentionCall& call, const WorkItem& item, float
 
 void CpuAttention::merge(const AttentionCall& call, const QueryTile& tile, float* partials) const {
   std::array<SoftmaxState, kMaxChunks> parts;
-  for (int i = 0; i < tile.num_chunks; ++i) parts[i] = partial(partials, tile, i);
+  for (int i = 0; i < tile.num_chunks; ++i) parts[i] = state(partials + tile.partials, tile, i);
   functions_.store(call, tile, std::span(parts).first(tile.num_chunks));
 }
 
@@ -160,9 +155,8 @@ void CpuAttention::run(std::span<const Plane> planes, const TensorView& q, const
   thread_local Workspace workspace;
   const std::int64_t scratch_size =
       round_up(functions_.num_scratch_floats(shape_, work_.max_tiles), kAlignedFloats);
-  const std::int64_t thread_size = scratch_size + work_.max_tiles * state_floats(work_.max_rows);
-  float* const memory = workspace.reserve(
-      num_threads * thread_size + work_.num_partials * state_floats(work_.max_partial_rows));
+  const std::int64_t thread_size = scratch_size + work_.max_own_floats;
+  float* const memory = workspace.reserve(num_threads * thread_size + work_.num_partial_floats);
   float* const partials = memory + num_threads * thread_size;
   std::vector<std::vector<SoftmaxState>> states(num_threads,
                                                 std::vector<SoftmaxState>(work_.max_tiles));

@@ -95,7 +95,8 @@ struct Scratch {
     const std::size_t shared =
         kTileTokens * (unpacked_stride(shape.head_dim) + unpacked_stride(shape.head_dim_v)) +
         (kTileTokens + 6) * kRowFloats + dim;
-    return shared + std::max(kRowFloats * (dim + 2), max_tiles * (kFewRows * dim + 2 * kLanes));
+    const std::size_t few = kFewRows * dim + 2 * std::max<std::size_t>(kFewRows, kLanes);
+    return shared + std::max(kRowFloats * (dim + 2), max_tiles * few);
   }
 };
 

@@ -105,6 +105,25 @@ TEST_P(CpuTargets, AgreeWithTheOracleForEveryNumberOfQueries) {
   check_case(c, cpu(), random);
 }
 
+// A thread takes all heads of few query rows at once, each with working memory of its own.
+TEST_P(CpuTargets, AgreeWithTheOracleForManyHeadsAtOnce) {
+  const ForcedPath forced(GetParam());
+  for (const int num_kv_heads : {15, 16, 33}) {
+    for (const int group : {1, 2, 4, 5, 8}) {
+      AttentionCase c;
+      c.num_kv_heads = num_kv_heads;
+      c.num_qo_heads = group * num_kv_heads;
+      c.head_dim = 16;
+      c.kv_dtype = DType::kFloat16;
+      for (int q_len = 1; q_len <= 8 / group; ++q_len) c.rows.push_back({q_len, 119 + q_len});
+      const auto rows = random_rows(c, random);
+      const PagedBatch batch(c, rows, cpu(), random);
+      expect_reference(c, rows, attend(c, rows, batch, /*num_threads=*/1));
+      ASSERT_FALSE(HasFailure()) << num_kv_heads << " heads, groups of " << group;
+    }
+  }
+}
+
 TEST_P(CpuTargets, AgreeWithTheOracleUnderEveryOption) {
   const ForcedPath forced(GetParam());
   for (const DType dtype : kDTypes) {
