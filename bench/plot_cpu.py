@@ -10,12 +10,14 @@ from pathlib import Path
 
 BEGIN, END = "<!-- cpu results: begin -->", "<!-- cpu results: end -->"
 ROUNDED = "seqattn bf16 dot"
+HALF = "ggml by token, f16"
 COLOURS = {
     "seqattn": "#1f6feb",
     ROUNDED: "#79c0ff",
     "torch": "#3fb950",
     "ggml by head": "#f0883e",
     "ggml by token": "#ffd8b0",
+    HALF: "#d4a72c",
 }
 CEILINGS = {
     "decode": [("read", "black"), ("gather", "#6e7781")],
@@ -35,7 +37,8 @@ def rate(result: dict, contender: str) -> float:
 
 
 def about(report: dict) -> list[str]:
-    return [report["machine"], report["kernel"], f"torch: {report['torch']}", f"commit {report['commit']}"]
+    peers = [f"ggml {report['ggml']}", f"torch {report['torch']}"]
+    return [report["machine"], report["kernel"], *peers, f"commit {report['commit']}"]
 
 
 def plot(report: dict, path: Path) -> None:
@@ -94,19 +97,31 @@ def plot_scaling(fits: list[dict], axis) -> None:
 
 
 def scaling_table(fits: list[dict]) -> list[str]:
-    lines = ["| against | threads | from | to | us | line of least squares, us | farthest from it |", "|" + "---|" * 7]
+    head = ["against", "threads", "from", "to", "us", "line of least squares, us", "farthest from it"]
+    head += ["over one thread", "goals"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    alone = {fit["against"]: [point["us"] for point in fit["points"]] for fit in fits if fit["threads"] == 1}
     for fit in fits:
         first, last = fit["points"][0], fit["points"][-1]
         ends = [f"{point['batch']:.0f} x {point['kv_len']:,.0f} tokens" for point in (first, last)]
         line = f"{fit['fixed_us']:.0f} + bytes / ({fit['gb_s']:.1f} GB/s)"
         times = f"{first['us']:,.0f} to {last['us']:,.0f}"
         cells = [fit["against"], f"{fit['threads']:.0f}", *ends, times, line, f"{100 * fit['largest_deviation']:.0f} %"]
+        gains = [one / point["us"] for one, point in zip(alone.get(fit["against"], []), fit["points"])]
+        cells += [f"{min(gains):.2f} to {max(gains):.2f}" if gains else ""]
+        cells += ["; ".join(goal_text(goal) for goal in fit["goals"])]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
 def goal_text(goal: dict) -> str:
     return f"{goal['text']}: {goal['value']:.2f}, {'met' if goal['met'] else '**missed**'}"
+
+
+def spread(result: dict) -> float:
+    """How far apart the quartiles of our samples are, in percent of the median."""
+    entry = result["contenders"]["seqattn"]
+    return 100 * (entry["upper_quartile_us"] - entry["lower_quartile_us"]) / entry["median_us"]
 
 
 def has(result: dict, contender: str) -> bool:
@@ -126,25 +141,26 @@ def table(report: dict, group: str) -> list[str]:
     ceilings = measured([name for name, _ in CEILINGS[group] if name != "bf16 dot"])
     rounded = measured([ROUNDED])
     dot_peak = measured(["bf16 dot"]) if rounded else []
-    peers = measured(["ggml by token", "ggml by head"])
-    head = ["case", "threads", "seqattn, us", results[0]["unit"]]
+    caches = measured(["ggml by token", "ggml by head"])
+    peers = caches + measured([HALF])
+    head = ["case", "threads", "seqattn, us", "spread, %", results[0]["unit"]]
     head += [f"% of {name}" for name in ceilings] + [f"{name}, us" for name in rounded]
     head += [f"its % of {name}" for name in dot_peak]
     head += [f"{name}, us" for name in peers + measured(["torch"])]
-    head += ["best ggml / seqattn"] if peers else []
+    head += ["best ggml / seqattn"] if caches else []
     head += ["goals"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for result in results:
         own = result["contenders"]["seqattn"]["median_us"]
         cells = [result["case"].split("/", 1)[1], f"{result['threads']:.0f}"]
-        cells += [f"{own:,.0f}", f"{rate(result, 'seqattn'):.1f}"]
+        cells += [f"{own:,.0f}", f"{spread(result):.0f}", f"{rate(result, 'seqattn'):.1f}"]
         cells += [f"{100 * rate(result, 'seqattn') / rate(result, name):.0f}" for name in ceilings]
         cells += [time_text(result, name) for name in rounded]
         for name in dot_peak:
             cells.append(f"{100 * rate(result, ROUNDED) / rate(result, name):.0f}" if has(result, ROUNDED) else "")
         cells += [time_text(result, name) for name in peers + measured(["torch"])]
-        times = [result["contenders"][name]["median_us"] for name in peers if has(result, name)]
-        cells += [f"{min(times) / own:.1f}" if times else ""] if peers else []
+        times = [result["contenders"][name]["median_us"] for name in caches if has(result, name)]
+        cells += [f"{min(times) / own:.1f}" if times else ""] if caches else []
         cells += ["; ".join(goal_text(goal) for goal in result["goals"])]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
@@ -157,8 +173,16 @@ def markdown(report: dict) -> str:
             lines += [f"#### {group.capitalize()}", "", *table(report, group), ""]
     if report["scaling"]:
         lines += ["#### Scaling", "", *scaling_table(report["scaling"]), ""]
-    goals = [goal for result in report["results"] for goal in result["goals"]]
+    goals = [goal for result in report["results"] + report["scaling"] for goal in result["goals"]]
     lines.append(f"{sum(goal['met'] for goal in goals)} of {len(goals)} goals are met.")
+    if not any(ROUNDED in result["contenders"] for result in report["results"]):
+        lines.append("Goals of products of bfloat16 cannot be measured here: this CPU has no AVX512_BF16.")
+    errors = ", ".join(
+        f"{who} {max(result[key] for result in report['results']):.1e}"
+        for who, key in (("seqattn", "error"), ("its peers", "peer_error"))
+        if report["results"]
+    )
+    lines.append(f"Largest distance from the oracle: {errors}.")
     return "\n".join(lines)
 
 

@@ -18,6 +18,9 @@ if [[ $1 == cpu ]]; then
   # Threads of some OpenMP libraries would spin far into the next one's turn.
   SEQATTN_COMMIT=${SEQATTN_COMMIT:-$(git rev-parse --short=12 HEAD)} KMP_BLOCKTIME=2 \
     build/release/bench/cpu/bench_cpu --json build/bench/cpu.json "$@"
+  for argument; do
+    case $argument in -h | --help | --list) exit ;; esac
+  done
   exec "$python" bench/plot_cpu.py build/bench/cpu.json build/bench/cpu.png
 fi
 

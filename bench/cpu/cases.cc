@@ -27,6 +27,8 @@ struct Heads {
   int num_qo_heads, num_kv_heads, head_dim;
 };
 constexpr std::array<Heads, 2> kModels = {{{32, 8, 128}, {9, 3, 64}}};
+// Other head dimensions, decode alone.
+constexpr std::array<Heads, 2> kOthers = {{{32, 8, 96}, {16, 4, 256}}};
 
 CpuCase make(const Heads& heads, DType dtype, KVLayout layout, int batch, std::int64_t q_len,
              std::int64_t kv_len) {
@@ -68,10 +70,16 @@ std::vector<CpuCase> all_cpu_cases() {
       }
     }
   }
-  for (const int batch : {1, 8}) {
-    for (const std::int64_t kv_len : {1024, 4096, 32768}) {
-      cases.push_back(make(kModels[1], half, KVLayout::kHND, batch, 1, kv_len));
+  for (const KVLayout layout : {KVLayout::kHND, KVLayout::kNHD}) {
+    for (const int batch : {1, 8}) {
+      if (layout == KVLayout::kNHD && batch > 1) continue;
+      for (const std::int64_t kv_len : {1024, 4096, 32768}) {
+        cases.push_back(make(kModels[1], half, layout, batch, 1, kv_len));
+      }
     }
+  }
+  for (const Heads& other : kOthers) {
+    cases.push_back(make(other, half, KVLayout::kHND, 1, 1, 4096));
   }
   for (const DType dtype : {DType::kBFloat16, DType::kFloat32}) {
     for (const std::int64_t kv_len : {1024, 4096, 32768}) {
@@ -84,8 +92,10 @@ std::vector<CpuCase> all_cpu_cases() {
   for (const Heads& model : kModels) {
     for (const DType dtype : {half, DType::kBFloat16}) {
       for (const auto& [q_len, kv_len] :
-           {Queries{512, 1024}, Queries{512, 4096}, Queries{2048, 4096}, Queries{512, 32768}}) {
+           {Queries{512, 1024}, Queries{512, 4096}, Queries{2048, 4096}, Queries{512, 32768},
+            Queries{2048, 32768}}) {
         if (kv_len == 32768 && dtype != half) continue;
+        if (q_len * kv_len > 2048 * 4096 * 4 && model.num_qo_heads > 9) continue;  // ten minutes
         cases.push_back(make(model, dtype, KVLayout::kNHD, 1, q_len, kv_len));
       }
     }

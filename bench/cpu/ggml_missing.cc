@@ -15,5 +15,6 @@ void GgmlSide::use_threads(int) {}
 void GgmlSide::run(int) {}
 std::vector<float> GgmlSide::out() const { return {}; }
 bool has_ggml() { return false; }
+std::string ggml_version() { return "not in this build"; }
 
 }  // namespace seqattn::bench

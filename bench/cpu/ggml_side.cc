@@ -151,5 +151,6 @@ void GgmlSide::run(int layer) {
 std::vector<float> GgmlSide::out() const { return graphs_->result; }
 
 bool has_ggml() { return true; }
+std::string ggml_version() { return SEQATTN_GGML_VERSION; }
 
 }  // namespace seqattn::bench

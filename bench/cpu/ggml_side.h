@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "cases.h"
@@ -30,5 +31,7 @@ class GgmlSide {
 
 // Whether this build has ggml at all; without it GgmlSide must not be made.
 bool has_ggml();
+// "of llama-cpp-python 0.3.36", or "not in this build".
+std::string ggml_version();
 
 }  // namespace seqattn::bench

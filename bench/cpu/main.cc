@@ -78,13 +78,17 @@ int run(const Options& options) {
   report.machine = machine_name();
   report.kernel = kernel_name();
   TorchSide torch(options.list ? "" : options.torch);
-  report.ggml = has_ggml() ? "in this build" : "not in this build";
+  report.ggml = ggml_version();
   report.torch = torch.version();
   const char* const commit = std::getenv("SEQATTN_COMMIT");
   report.commit = commit != nullptr ? commit : "unknown";
   report.date = utc_now();
   std::mt19937_64 random(20261128);
   const RunLimits limits = options.quick ? RunLimits{.max_rounds = 5, .seconds = 1} : RunLimits{};
+  // Behind every case: what ends the run leaves what was measured.
+  const auto save = [&] {
+    if (!options.json.empty() && !options.list) report.write_json(options.json);
+  };
   if (!options.list) report.print_head();
   for (const CpuCase& spec : all_cpu_cases()) {
     if (spec.name().find(options.only) == std::string::npos) continue;
@@ -98,6 +102,7 @@ int run(const Options& options) {
       print_result(result);
       report.results.push_back(std::move(result));
     }
+    save();
   }
   for (const auto& [name, cases] :
        {std::pair("context", context_cases()), std::pair("batch", batch_cases())}) {
@@ -110,8 +115,8 @@ int run(const Options& options) {
       print_scaling(fit);
       report.scaling.push_back(std::move(fit));
     }
+    save();
   }
-  if (!options.json.empty()) report.write_json(options.json);
   return 0;
 }
 

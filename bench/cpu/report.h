@@ -18,11 +18,14 @@ struct Samples {
 
   double median() const;
   double best() const;
+  double quantile(double q) const;  // the nearest sample
   double rate() const { return work / median(); }
 };
 
 // seqattn by products of bfloat16, where the machine and the case have them.
 inline constexpr const char* kRoundedName = "seqattn bf16 dot";
+// ggml over caches of float16 where seqattn's are bfloat16, of the same values.
+inline constexpr const char* kGgmlHalfName = "ggml by token, f16";
 
 // One case with so many threads.
 struct CpuResult {
@@ -39,6 +42,7 @@ struct CpuResult {
   // Bytes or operations a second of the contender's median.
   double work() const { return spec.is_decode() ? spec.kv_bytes() : spec.flops(); }
   double best_peer() const;  // the shorter median of ggml's two caches; 0 without ggml
+  double llama() const;      // what goals compare with: llama.cpp's cache, in ggml's best 16-bit type
   // What this shape is meant to reach on a Zen4-class machine.
   std::vector<Goal> goals() const;
 };
@@ -51,6 +55,8 @@ struct ScalingFit {
   double fixed_seconds = 0, rate = 0;
   double largest_deviation = 0;  // of a time from the line, relative to the line
   std::vector<CpuResult> points;
+  // No cliff.
+  std::vector<Goal> goals() const;
 };
 
 // REQUIRES two points at least, of one number of threads.

@@ -39,6 +39,11 @@ class Case {
       using Cache = GgmlSide::Cache;
       by_token_ = std::make_unique<GgmlSide>(spec, inputs_, Cache::kByToken);
       by_head_ = std::make_unique<GgmlSide>(spec, inputs_, Cache::kByHead);
+      if (spec.kv_dtype == DType::kBFloat16 && !spec.is_decode()) {
+        CpuCase in_half = spec;
+        in_half.kv_dtype = DType::kFloat16;
+        half_ = std::make_unique<GgmlSide>(in_half, to_half(inputs_), Cache::kByToken);
+      }
     }
     if (torch.is_there()) load(torch);
   }
@@ -49,6 +54,7 @@ class Case {
     add_own(num_threads, result, contenders);
     if (by_token_) add_ggml("ggml by token", *by_token_, num_threads, result, contenders);
     if (by_head_) add_ggml("ggml by head", *by_head_, num_threads, result, contenders);
+    if (half_) add_ggml(kGgmlHalfName, *half_, num_threads, result, contenders);
     if (torch_ != nullptr) add_torch(num_threads, result, contenders);
     if (spec_.is_decode()) {
       add_readers(num_threads, contenders);
@@ -60,15 +66,20 @@ class Case {
   }
 
  private:
-  // Torch goes on without a case that it cannot do.
+  // A case that torch cannot do goes on without it.
   void load(TorchSide& torch) {
     try {
       torch.load(spec_, inputs_, layers_);
       torch.run(0, 1);
       torch_ = &torch;
     } catch (const std::runtime_error& error) {
-      std::fprintf(stderr, "%s: %s\n", spec_.name().c_str(), error.what());
+      leave_out_torch(error);
     }
+  }
+
+  void leave_out_torch(const std::runtime_error& error) {
+    std::fprintf(stderr, "%s, without torch: %s\n", spec_.name().c_str(), error.what());
+    torch_ = nullptr;
   }
 
   double error() const { return largest_error(spec_, inputs_, out_); }
@@ -101,9 +112,16 @@ class Case {
   }
 
   void add_torch(int num_threads, CpuResult& result, Contenders& contenders) {
-    torch_->use_threads(num_threads);
-    torch_->run(0, 1);
-    check_peer("torch", torch_->out(), result);
+    std::vector<float> out;
+    try {
+      torch_->use_threads(num_threads);
+      torch_->run(0, 1);
+      out = torch_->out();
+    } catch (const std::runtime_error& error) {
+      leave_out_torch(error);
+      return;
+    }
+    check_peer("torch", std::move(out), result);
     contenders.push_back(
         {"torch", [this](int first, int count) { return torch_->run(first, count); }});
   }
@@ -136,7 +154,7 @@ class Case {
   int layers_;
   Inputs inputs_;
   SeqattnSide own_;
-  std::unique_ptr<GgmlSide> by_token_, by_head_;
+  std::unique_ptr<GgmlSide> by_token_, by_head_, half_;
   TorchSide* torch_ = nullptr;
   std::vector<float> out_;
   volatile std::uint32_t sum_ = 0;  // keeps what readers return

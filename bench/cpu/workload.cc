@@ -73,6 +73,17 @@ Inputs::Inputs(const CpuCase& spec, std::mt19937_64& random)
   for (float& value : queries) value = table[random() & 0xffff];
 }
 
+Inputs to_half(const Inputs& inputs) {
+  const auto convert = [](const Bytes& from) {
+    Bytes to(from.size());
+    for (std::size_t i = 0; i < from.size(); i += 2) {
+      ref::encode(DType::kFloat16, ref::decode(DType::kBFloat16, from.data() + i), to.data() + i);
+    }
+    return to;
+  };
+  return {convert(inputs.keys), convert(inputs.values), inputs.queries};
+}
+
 int num_layers(const CpuCase& spec) {
   return static_cast<int>(std::ceil(512.0 * (1 << 20) / spec.kv_bytes()));
 }

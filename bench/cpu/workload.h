@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "cases.h"
@@ -32,9 +33,14 @@ class Bytes {
 // case's type, queries [batch, q_len, num_qo_heads, head_dim] as floats.
 struct Inputs {
   Inputs(const CpuCase& spec, std::mt19937_64& random);
+  Inputs(Bytes k, Bytes v, std::vector<float> q)
+      : keys(std::move(k)), values(std::move(v)), queries(std::move(q)) {}
   Bytes keys, values;
   std::vector<float> queries;
 };
+
+// The same of float16, from inputs of bfloat16.
+Inputs to_half(const Inputs& inputs);
 
 // So many layers that a run never finds in a cache what an earlier one has read: at least 512 MiB.
 int num_layers(const CpuCase& spec);
