@@ -564,7 +564,7 @@ class PrefixCache:
 
     def insert(self, descriptor: CacheDescriptor, seq_id: SupportsIndex, tokens: Iterable[int], salt: str | bytes = '', *, priority: SupportsIndex = 0, ttl: float | None = None) -> int:
         """
-        Gives the cache the whole pages of the sequence's first tokens, which are these; returns how many pages are new to it.
+        Gives the cache the whole pages of the sequence's first tokens, which are these, and whose keys and values have been written or enqueued, in every layer; returns how many pages are new to it.
 
         What is there already stays and counts as used. Pages of a lower priority are evicted first; before all others go those not used for ttl seconds (at least a nanosecond; None: no limit). Raises UnknownSequenceError; InvalidArgumentError for more tokens than the sequence has, tokens that were dropped, a page that is cached under other tokens or another salt.
         """

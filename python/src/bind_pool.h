@@ -59,7 +59,9 @@ void bind_pool_members(nb::class_<T>& cls) {
       .def(
           "ref",
           [](const T& self, const Ints& pages) {
-            self.page_pool().ref(to_ints<PageId>(pages, "page_indices"));
+            const auto ids = to_ints<PageId>(pages, "page_indices");
+            reclaimer_of(self).require_no_file();
+            self.page_pool().ref(ids);
           },
           "page_indices"_a.none(),
           nb::sig("def ref(self, page_indices: collections.abc.Iterable[int]) -> None"),
@@ -68,7 +70,9 @@ void bind_pool_members(nb::class_<T>& cls) {
       .def(
           "unref",
           [](const T& self, const Ints& pages) {
-            self.page_pool().unref(to_ints<PageId>(pages, "page_indices"));
+            const auto ids = to_ints<PageId>(pages, "page_indices");
+            reclaimer_of(self).require_no_file();
+            self.page_pool().unref(ids);
           },
           "page_indices"_a.none(),
           nb::sig("def unref(self, page_indices: collections.abc.Iterable[int]) -> None"),
@@ -78,7 +82,9 @@ void bind_pool_members(nb::class_<T>& cls) {
       .def(
           "release_pages",
           [](const T& self, const Ints& pages) {
-            self.page_pool().release_pages(to_ints<PageId>(pages, "page_indices"));
+            const auto ids = to_ints<PageId>(pages, "page_indices");
+            reclaimer_of(self).require_no_file();
+            self.page_pool().release_pages(ids);
           },
           "page_indices"_a.none(),
           nb::sig("def release_pages(self, page_indices: collections.abc.Iterable[int]) -> None"),

@@ -20,7 +20,7 @@ FileObjectSink::FileObjectSink(nb::handle file, CallableReclaimer& guard)
 // In bytes objects of their own, which the file may keep.
 void FileObjectSink::write(std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
-    const nb::object answer = guard_.call(write_, nb::bytes(bytes.data(), bytes.size()));
+    const nb::object answer = guard_.call_file(write_, nb::bytes(bytes.data(), bytes.size()));
     if (answer.is_none() && !is_raw_) return;
     const std::int64_t count = answer.is_none() ? 0 : to_int64(answer, "the answer of path.write");
     require(count > 0 && count <= static_cast<std::int64_t>(bytes.size()), "path.write: took ",
@@ -41,7 +41,7 @@ std::size_t FileObjectSource::read(std::span<std::byte> bytes) {
 }
 
 std::size_t FileObjectSource::read_some(std::span<std::byte> bytes) {
-  const nb::object answer = guard_.call(read_, bytes.size());
+  const nb::object answer = guard_.call_file(read_, bytes.size());
   if (!nb::isinstance<nb::bytes>(answer)) {
     throw_type_error(concat("state.read: got ", class_name(answer),
                             "; expected bytes, as of a file that is binary and blocks"));

@@ -226,8 +226,9 @@ void bind_use(nb::class_<Cache>& cls) {
            nb::sig("def insert(self, descriptor: CacheDescriptor, seq_id: typing.SupportsIndex, "
                    "tokens: collections.abc.Iterable[int], salt: str | bytes = '', *, priority: "
                    "typing.SupportsIndex = 0, ttl: float | None = None) -> int"),
-           "Gives the cache the whole pages of the sequence's first tokens, which are these; "
-           "returns how many pages are new to it.\n\n"
+           "Gives the cache the whole pages of the sequence's first tokens, which are these, and "
+           "whose keys and values have been written or enqueued, in every layer; returns how many "
+           "pages are new to it.\n\n"
            "What is there already stays and counts as used. Pages of a lower priority are evicted "
            "first; before all others go those not used for ttl seconds (at least a nanosecond; "
            "None: "

@@ -33,14 +33,24 @@ bool CallableReclaimer::reclaim(std::int64_t num_pages) {
   return answer == 1;
 }
 
+namespace {
+
+[[noreturn]] void refuse(const char* what) {
+  throw Error(
+      concat("got a call of ", what,
+             " while Python code works for a call of the same pool; expected a reclaimer that does "
+             "no more than unref pages of the pool, a clock or a file that leaves all alone, and "
+             "other threads to wait for a save to or a restore from a file object"));
+}
+
+}  // namespace
+
 void CallableReclaimer::require_idle() const {
-  if (running_) {
-    throw Error(
-        "got a call of a descriptor or a prefix cache while Python code works for a call of the "
-        "same pool; expected a reclaimer that does no more than unref pages of the pool, a clock "
-        "or a file that leaves both alone, and other threads to wait for a save to or a restore "
-        "from a file object");
-  }
+  if (running_) refuse("a descriptor or a prefix cache");
+}
+
+void CallableReclaimer::require_no_file() const {
+  if (file_runs_) refuse("a pool");
 }
 
 }  // namespace seqattn::python

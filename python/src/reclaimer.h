@@ -18,24 +18,31 @@ class CallableReclaimer final : public Reclaimer {
   void set(nb::handle callable, PagePool& pool);
   bool reclaim(std::int64_t num_pages) override;
 
-  // The answer of Python code that runs while a call may be half way through.
-  nb::object call(nb::handle code, auto&&... args) {
-    running_ = true;
-    struct Stop {
-      bool& running;
-      ~Stop() { running = false; }
-    } const stop{running_};
-    return code(args...);
-  }
+  // The answer of Python code that runs while a call may be half way through. What is to give pages
+  // back may change reference counts meanwhile; a file may not.
+  nb::object call(nb::handle code, auto&&... args) { return run(false, code, args...); }
+  nb::object call_file(nb::handle code, auto&&... args) { return run(true, code, args...); }
 
   // Throws Error while such code runs: the descriptor whose call it serves is half way through,
-  // and unlike C++ Python has to be safe from those who do not read.
+  // and unlike C++ Python has to be safe from those who do not read. The second one: while a file
+  // does.
   void require_idle() const;
+  void require_no_file() const;
 
   nb::object callable;  // not set without one
 
  private:
-  bool running_ = false;
+  nb::object run(bool is_file, nb::handle code, auto&&... args) {
+    running_ = true;
+    file_runs_ = is_file;
+    struct Stop {
+      CallableReclaimer& self;
+      ~Stop() { self.running_ = self.file_runs_ = false; }
+    } const stop{*this};
+    return code(args...);
+  }
+
+  bool running_ = false, file_runs_ = false;
 };
 
 }  // namespace seqattn::python

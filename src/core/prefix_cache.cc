@@ -117,6 +117,7 @@ std::int64_t PrefixCache::insert(const CacheDescriptor& descriptor, SeqId seq_id
   place.num_common -= place.num_common % state.page_size();
   const std::int64_t num_old_tokens = place.num_tokens + place.num_common;
   const std::int64_t num_old_pages = num_old_tokens / state.page_size();
+  state.check_old(place, sequence.kv_page_indices);
   PrefixNode* end = nullptr;
   if (num_old_pages == num_pages) {
     end = state.end_of(place);

@@ -17,6 +17,13 @@ TimePoint expiry(TimePoint now, std::chrono::nanoseconds ttl) {
   return is_beyond || ttl == std::chrono::nanoseconds::max() ? TimePoint::max() : now + ttl;
 }
 
+[[noreturn]] void refuse(PageId page, std::size_t entry) {
+  throw InvalidArgumentError(
+      concat("insert: page ", page, " at entry ", entry,
+             " of the sequence is cached already under other tokens or another salt; expected the "
+             "tokens and the salt that it was computed for"));
+}
+
 }  // namespace
 
 PrefixCache::State::State(PagePool& page_pool, PrefixCacheOptions&& given)
@@ -92,6 +99,25 @@ void PrefixCache::State::unpin(PrefixNode& end) noexcept {
   order.update(end);
 }
 
+void PrefixCache::State::check_old(const PrefixTree::Place& place,
+                                   std::span<const PageId> sequence) const {
+  std::int64_t end = (place.num_tokens + place.num_common) / page_size();
+  const auto check = [&](std::span<const PageId> pages) {
+    end -= static_cast<std::int64_t>(pages.size());
+    for (std::size_t i = 0; i < pages.size(); ++i) {
+      const std::size_t entry = static_cast<std::size_t>(end) + i;
+      const PageId page = sequence[entry];
+      if (page != pages[i] && is_cached[static_cast<std::size_t>(page)]) refuse(page, entry);
+    }
+  };
+  if (place.num_common > 0) {
+    check(std::span(place.child->pages).first(place.num_common / page_size()));
+  }
+  for (const PrefixNode* node = place.node; node != nullptr; node = node->parent) {
+    check(node->pages);
+  }
+}
+
 void PrefixCache::State::claim(std::span<const PageId> sequence, std::int64_t first) {
   for (auto entry = sequence.begin() + first; entry != sequence.end(); ++entry) {
     const PageId page = *entry;
@@ -105,10 +131,7 @@ void PrefixCache::State::claim(std::span<const PageId> sequence, std::int64_t fi
     require(earlier == entry, "insert: page ", page, " is listed twice by the sequence, at entry ",
             earlier - sequence.begin(), " and at entry ", entry - sequence.begin(),
             "; expected each page once, since no page holds the tokens of two places");
-    throw InvalidArgumentError(
-        concat("insert: page ", page, " at entry ", entry - sequence.begin(),
-               " of the sequence is cached already under other tokens or another salt; expected "
-               "the tokens and the salt that it was computed for"));
+    refuse(page, static_cast<std::size_t>(entry - sequence.begin()));
   }
 }
 

@@ -38,6 +38,9 @@ struct PrefixCache::State {
   void pin(PrefixNode& end) noexcept;
   void unpin(PrefixNode& end) noexcept;
 
+  // Throws InvalidArgumentError where a page of the sequence, in front of where the place ends, is
+  // the cache's but not the one that the tree has there. O(pages).
+  void check_old(const PrefixTree::Place& place, std::span<const PageId> sequence) const;
   // Marks a sequence's pages from that number on as the cache's, all or nothing. Throws
   // InvalidArgumentError for one that is so already.
   void claim(std::span<const PageId> sequence, std::int64_t first);

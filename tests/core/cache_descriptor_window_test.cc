@@ -220,6 +220,7 @@ TEST_F(Windowed, IsAttachedAsItIs) {
            [](SequenceData& d) { d.window = {}; }, [](SequenceData& d) { d.dropped_to = 0; },
            [](SequenceData& d) { d.dropped_to = 23; }, [](SequenceData& d) { d.num_dropped = 9; },
            [](SequenceData& d) { d.compacted_to = 31; },
+           [](SequenceData& d) { d.num_dropped = 1, d.compacted_to = 6; },
            [](SequenceData& d) { d.tree_parents = {0}; }}) {
     SequenceData changed = wrong;
     change(changed);

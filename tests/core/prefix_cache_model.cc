@@ -54,6 +54,14 @@ void PrefixCacheModel::use(const Prefix& prefix, Time now) {
   }
 }
 
+bool PrefixCacheModel::holds_any(std::span<const TokenId> tokens,
+                                 std::span<const PageId> pages) const {
+  const auto whole = pages.first(std::min(pages.size(), tokens.size() / page_size_));
+  return std::any_of(entries.begin(), entries.end(), [&](const auto& entry) {
+    return std::find(whole.begin(), whole.end(), entry.second.page) != whole.end();
+  });
+}
+
 std::vector<std::size_t> PrefixCacheModel::insert(const std::string& salt,
                                                   std::span<const TokenId> tokens,
                                                   std::span<const PageId> pages,

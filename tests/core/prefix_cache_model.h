@@ -39,6 +39,8 @@ class PrefixCacheModel {
   };
   Found find(const std::string& salt, std::span<const TokenId> tokens, bool whole_pages) const;
 
+  // Whether one of the pages is cached that hold whole pages of these tokens.
+  bool holds_any(std::span<const TokenId> tokens, std::span<const PageId> pages) const;
   // The page of every prefix of this one.
   std::vector<PageId> pages(const Prefix& prefix) const;
   void use(const Prefix& prefix, Time now);

@@ -238,6 +238,30 @@ TEST_F(PrefixCacheTest, RefusesInsertsThatCannotBeTrue) {
   EXPECT_EQ(cache_.stats().num_salts, 1);
 }
 
+// What a sequence shares of one salt's pages is not true for another that has the same tokens.
+TEST_F(PrefixCacheTest, RefusesInsertsWhoseFirstPagesAreCachedElsewhere) {
+  for (const std::string salt : {"a", "b"}) {
+    start(1, tokens(0, 4));
+    cache_.insert(sequences_, 1, tokens(0, 4), salt);
+    sequences_.release({1});
+  }
+  cache_.attach(sequences_, 2, cache_.match(tokens(0, 5), "a"));
+  sequences_.allocate({2}, {4});
+  const auto before = state_of(sequences_);
+  const auto stats = cache_.stats();
+  for (const std::int64_t count : {4, 8}) {
+    EXPECT_THAT(error_of([&] { cache_.insert(sequences_, 2, tokens(0, count), "b"); }),
+                HasSubstr("page 0 at entry 0 of the sequence is cached already"));
+  }
+  EXPECT_EQ(state_of(sequences_), before);
+  EXPECT_EQ(cache_.stats().num_pages, stats.num_pages);
+  EXPECT_EQ(cache_.pin(tokens(0, 8), "b").num_tokens(), 4);
+  EXPECT_EQ(cache_.insert(sequences_, 2, tokens(0, 8), "a"), 1);
+  // Of its own pages the cache has not heard: it may know the tokens by others.
+  start(3, tokens(0, 4));
+  EXPECT_EQ(cache_.insert(sequences_, 3, tokens(0, 4), "b"), 0);
+}
+
 // Eight tokens held, of a sequence of eight; but the first four are gone and a tree is pending.
 TEST_F(PrefixCacheTest, StoresNothingOfASequenceThatHasDroppedTokens) {
   start(1, tokens(0, 4));

@@ -161,11 +161,14 @@ void PrefixRequests::insert() {
   const InsertOptions options{
       .priority = static_cast<int>(below(3)) - 1,
       .ttl = one_in(2) ? std::chrono::nanoseconds::max() : std::chrono::seconds(1 + below(9))};
+  // A lie, where one of the pages gives it away: it is cached under the salt that is true.
+  std::string salt = request.salt;
+  if (one_in(4) && cached_.holds_any(list, sequence(id).pages)) salt = any_salt();
   PrefixCacheModel cached = cached_;
   const bool is_done = compare(
-      "insert", [&] { return cache_.insert(sequences_, id, list, request.salt, options); },
+      "insert", [&] { return cache_.insert(sequences_, id, list, salt, options); },
       [&](DescriptorModel& model) {
-        require(sequence(id).num_dropped() == 0);
+        require(sequence(id).num_dropped() == 0 && salt == request.salt);
         const auto added = cached.insert(request.salt, list, sequence(id).pages, options, now_);
         std::vector<PageId> pages;
         for (const std::size_t i : added) pages.push_back(sequence(id).pages[i]);

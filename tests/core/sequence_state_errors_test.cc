@@ -179,6 +179,10 @@ TEST_F(SequenceStateErrors, HeadersThatMakeNoSense) {
                                info.num_dropped = -3;
                              }),
                              with([](Info& info) { info.length += 5; }), with([](Info& info) {
+                               info.length += 5;
+                               info.compacted_to = 4;
+                             }),
+                             with([](Info& info) {
                                info.length = std::numeric_limits<std::int64_t>::max();
                              })}) {
     EXPECT_THAT(refusal_of(with_records(state)), HasSubstr("describes no sequence that can be"));

@@ -45,10 +45,13 @@ class RandomPrefixes(RandomChoices):
         rows = rows_behind(salt, tokens[: len(tokens) - len(tokens) % self.page_size])
         new = self.new_pages(seq_id, rows)
         cached_pages = {entry.page for entry in self.cached.values()}
+        ends = zip(self.descriptor.pages(seq_id), rows[self.page_size - 1 :: self.page_size])
+        known = [(page, self.cached[end].page) for page, end in ends if end in self.cached]
         allowed = (
             model.kept_from() == 0
             and len(tokens) <= model.length
             and not any(entry.page in cached_pages for entry in new)
+            and not any(page in cached_pages and page != cached for page, cached in known)
         )
         if allowed and new and salt != model.salt:
             return  # a lie that no cache could notice

@@ -229,6 +229,20 @@ def test_what_is_wrong_is_said_and_changes_nothing():
     assert cache.stats().num_pages == 0
 
 
+def test_pages_of_one_salt_are_never_found_under_another():
+    _, descriptor, cache = make()
+    for salt in ("a", "b"):
+        store(descriptor, cache, range(4), salt)
+    cache.attach(descriptor, 1, cache.match(range(5), "a"))
+    descriptor.allocate([1], [4])
+    before = snapshot(descriptor), cache.stats()
+    for count in (4, 8):
+        with pytest.raises(InvalidArgumentError, match="page . at entry 0 of the sequence is cached already"):
+            cache.insert(descriptor, 1, range(count), "b")
+    assert (snapshot(descriptor), cache.stats()) == before
+    assert cache.insert(descriptor, 1, range(8), "a") == 1
+
+
 def test_a_clock_that_raises_or_calls_back_changes_nothing():
     clock = [lambda: 0.0]
     _, descriptor, cache = make(clock=lambda: clock[0]())

@@ -127,7 +127,8 @@ def test_another_descriptor_goes_on_with_a_windowed_sequence():
     second.check_invariants()
 
     details = second.details(7)
-    for wrong in ({"length": 3}, {"last_page_len": 5}, {"kv_page_indices": [63, 0, 1]}, {"dropped_to": 2**70}):
+    impossible = {"num_dropped": 1, "compacted_to": 2}  # 3 tokens that keep left out, of 2
+    for wrong in ({"length": 3}, {"last_page_len": 5}, {"kv_page_indices": [63, 0, 1]}, {"dropped_to": 2**70}, impossible):
         with refused(seqattn.InvalidArgumentError, "expected|beyond", second):
             second.attach(8, replace(details, **wrong))
     for wrong in (None, seqattn.SequenceData([0], 1), {"length": 3}):

@@ -152,6 +152,25 @@ def fail(_):
     raise ConnectionError("the line is dead")
 
 
+def test_file_objects_cannot_touch_the_pages_of_a_restore(rng):
+    manager, descriptor = make_cache(rng)
+    state = io.BytesIO(save_sequence(descriptor, 1))
+    calls = manager.unref, manager.release_pages, manager.ref
+    own = set(descriptor.pages(1))
+
+    def meddle(size):
+        for page in range(manager.num_pages):
+            if manager.ref_count[page] == 1 and page not in own:
+                for call in calls:
+                    with pytest.raises(seqattn.Error, match="while Python code works for a call"):
+                        call([page])
+        return state.read(size)
+
+    restore_sequence(descriptor, 9, Broken(meddle))
+    manager.check_invariants()
+    assert save_sequence(descriptor, 9) == save_sequence(descriptor, 1)
+
+
 def test_file_objects_that_fail_change_nothing(rng):
     _, descriptor = make_cache(rng)
     state = save_sequence(descriptor, 1)
