@@ -42,7 +42,7 @@ struct CpuResult {
   // Bytes or operations a second of the contender's median.
   double work() const { return spec.is_decode() ? spec.kv_bytes() : spec.flops(); }
   double best_peer() const;  // the shorter median of ggml's two caches; 0 without ggml
-  double llama() const;      // what goals compare with: llama.cpp's cache, in ggml's best 16-bit type
+  double llama() const;  // what goals compare with: llama.cpp's cache, in ggml's best 16-bit type
   // What this shape is meant to reach on a Zen4-class machine.
   std::vector<Goal> goals() const;
 };

@@ -152,12 +152,13 @@ class SEQATTN_EXPORT PrefixCache : public Reclaimer {
   void attach(CacheDescriptor& descriptor, SeqId seq_id, const PrefixHandle& handle) const;
 
   // Gives the cache the whole pages of the sequence's first tokens, which are these, and whose keys
-  // and values have been written or enqueued, in every layer; the rest, less than a page, is left. What the cache holds already stays as it is and counts as used; it keeps
-  // the higher priority and the longer ttl. Returns how many pages are new to the cache.
-  // Throws UnknownSequenceError; InvalidArgumentError for a descriptor of another pool, more tokens
-  // than the sequence's length, a sequence of which a window or `keep` has dropped tokens, a page
-  // that is cached already under other tokens or another salt, and a ttl that is not above 0. As
-  // match, and O(new tokens + pages).
+  // and values have been written or enqueued, in every layer; the rest, less than a page, is left.
+  // What the cache holds already stays as it is and counts as used; it keeps the higher priority
+  // and the longer ttl. Returns how many pages are new to the cache. Throws UnknownSequenceError;
+  // InvalidArgumentError for a descriptor of another pool, more tokens than the sequence's length,
+  // a sequence of which a window or `keep` has dropped tokens, a page that is cached already under
+  // other tokens or another salt, and a ttl that is not above 0. As match, and O(new tokens +
+  // pages).
   std::int64_t insert(const CacheDescriptor& descriptor, SeqId seq_id, TokenIds tokens,
                       std::string_view salt = {}, const InsertOptions& options = {});
 

@@ -110,12 +110,13 @@ void check_positions(const SequenceData& data, const SequenceSlots& slots) {
           " sinks and a window of ", data.window.window,
           "; expected 0, or a position that the window has left behind");
   const bool all_dropped = data.compacted_to == 0;
-  require(data.num_dropped >= 0 && (data.num_dropped > 0) == (data.dropped_to > 0) &&
-              data.num_dropped <= slots.missing &&
-              slots.missing - data.num_dropped <= data.compacted_to,
-          "length: got ", data.length, " for ", slots.held, " tokens held and ", data.num_dropped,
-          " dropped by the window; expected the sum of them",
-          all_dropped ? "" : concat(", or at most ", data.compacted_to, " more, which keep left out"));
+  require(
+      data.num_dropped >= 0 && (data.num_dropped > 0) == (data.dropped_to > 0) &&
+          data.num_dropped <= slots.missing &&
+          slots.missing - data.num_dropped <= data.compacted_to,
+      "length: got ", data.length, " for ", slots.held, " tokens held and ", data.num_dropped,
+      " dropped by the window; expected the sum of them",
+      all_dropped ? "" : concat(", or at most ", data.compacted_to, " more, which keep left out"));
 }
 
 void check_sequence(const SequenceData& data, int page_size) {

@@ -5,8 +5,8 @@
 namespace seqattn {
 namespace {
 
-// A chunk has to be long enough that merging costs little beside reading it, and a tile's partial
-// results together stay below 1/16 of the keys and values that it reads.
+// A chunk has to be long enough that merging costs little beside reading it: a row's partial result
+// is about 1/16 of the 16 tokens in 16 bits, keys and values, that it has to itself.
 constexpr std::int64_t kMinChunkTokens = 768;
 constexpr std::int64_t kChunkTokensPerRow = 16;
 
@@ -109,8 +109,7 @@ AttentionWork cut_work(const AttentionShape& shape, const std::vector<AttentionR
     if (num_heads == 0) continue;
     for (const TileRows& tile_rows : pieces[i]) {
       const auto first_tile = static_cast<std::int64_t>(work.tiles.size());
-      const std::int64_t state_floats =
-          SoftmaxState::num_floats(tile_rows.count, shape.head_dim_v);
+      const std::int64_t state_floats = SoftmaxState::num_floats(tile_rows.count, shape.head_dim_v);
       add_tiles(work, rows[i], tile_rows, state_floats);
       const bool few = tile_rows.count <= kFewRows;
       add_items(work, first_tile, tile_rows,

@@ -18,7 +18,7 @@ namespace seqattn {
 namespace HWY_NAMESPACE {
 
 // How many sums an inner loop keeps in registers, beside what they are made of.
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL || HWY_ARCH_ARM_A64
+#if HWY_MAX_BYTES >= 64 || HWY_ARCH_ARM_A64
 inline constexpr int kSums = 24;  // of 32
 #else
 inline constexpr int kSums = 12;  // of 16

@@ -164,27 +164,26 @@ TEST_F(SequenceStateErrors, HeadersThatMakeNoSense) {
     EXPECT_THAT(refusal_of(state), HasSubstr("describes no sequence that this build knows"));
   }
   // Windows and compactions that cannot be.
-  for (const State& state : {with([](Info& info) { info.window.window = -1; }),
-                             with([](Info& info) { info.window.num_sink_tokens = 2; }),
-                             with([](Info& info) { info.dropped_to = info.num_dropped = 3; }),
-                             with([](Info& info) { info.num_dropped = -3; }),
-                             with([](Info& info) { info.compacted_to = 99; }),
-                             with([](Info& info) { info.num_in_front = 1; }), with([](Info& info) {
-                               info.length = info.window.window = kHuge;
-                               info.dropped_to = std::numeric_limits<std::int64_t>::max();
-                               info.num_dropped = kHuge - info.num_kv_tokens;
-                             }),
-                             with([](Info& info) {
-                               info.length = info.compacted_to = info.num_kv_tokens + 9;
-                               info.num_dropped = -3;
-                             }),
-                             with([](Info& info) { info.length += 5; }), with([](Info& info) {
-                               info.length += 5;
-                               info.compacted_to = 4;
-                             }),
-                             with([](Info& info) {
-                               info.length = std::numeric_limits<std::int64_t>::max();
-                             })}) {
+  for (const State& state :
+       {with([](Info& info) { info.window.window = -1; }),
+        with([](Info& info) { info.window.num_sink_tokens = 2; }),
+        with([](Info& info) { info.dropped_to = info.num_dropped = 3; }),
+        with([](Info& info) { info.num_dropped = -3; }),
+        with([](Info& info) { info.compacted_to = 99; }),
+        with([](Info& info) { info.num_in_front = 1; }), with([](Info& info) {
+          info.length = info.window.window = kHuge;
+          info.dropped_to = std::numeric_limits<std::int64_t>::max();
+          info.num_dropped = kHuge - info.num_kv_tokens;
+        }),
+        with([](Info& info) {
+          info.length = info.compacted_to = info.num_kv_tokens + 9;
+          info.num_dropped = -3;
+        }),
+        with([](Info& info) { info.length += 5; }), with([](Info& info) {
+          info.length += 5;
+          info.compacted_to = 4;
+        }),
+        with([](Info& info) { info.length = std::numeric_limits<std::int64_t>::max(); })}) {
     EXPECT_THAT(refusal_of(with_records(state)), HasSubstr("describes no sequence that can be"));
   }
   // Plausible, and larger than the pool.

@@ -128,7 +128,13 @@ def test_another_descriptor_goes_on_with_a_windowed_sequence():
 
     details = second.details(7)
     impossible = {"num_dropped": 1, "compacted_to": 2}  # 3 tokens that keep left out, of 2
-    for wrong in ({"length": 3}, {"last_page_len": 5}, {"kv_page_indices": [63, 0, 1]}, {"dropped_to": 2**70}, impossible):
+    for wrong in (
+        {"length": 3},
+        {"last_page_len": 5},
+        {"kv_page_indices": [63, 0, 1]},
+        {"dropped_to": 2**70},
+        impossible,
+    ):
         with refused(seqattn.InvalidArgumentError, "expected|beyond", second):
             second.attach(8, replace(details, **wrong))
     for wrong in (None, seqattn.SequenceData([0], 1), {"length": 3}):
