@@ -12,7 +12,7 @@ namespace seqattn::bench {
 double Samples::quantile(double q) const {
   std::vector<double> sorted = seconds;
   std::sort(sorted.begin(), sorted.end());
-  return sorted[static_cast<std::size_t>(q * static_cast<double>(sorted.size() - 1) + 0.5)];
+  return sorted[static_cast<std::size_t>(std::lround(q * static_cast<double>(sorted.size() - 1)))];
 }
 
 double Samples::median() const { return quantile(0.5); }
