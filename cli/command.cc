@@ -38,8 +38,9 @@ std::vector<Request> read(const Arguments& arguments, std::ostream& err,
   malformed.finish();
   num_malformed = malformed.count();
   if (requests.empty()) {
-    throw std::runtime_error(arguments.trace +
-                             ": no request in it; expected one JSON object a line (--help)");
+    throw std::runtime_error(
+        arguments.trace +
+        ": no request in it; expected one JSON object a line (seqattn replay --help)");
   }
   return requests;
 }

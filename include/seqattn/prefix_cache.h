@@ -101,8 +101,8 @@ class SEQATTN_EXPORT PrefixHandle {
 //
 //   PrefixHandle handle = cache.match(prompt);              // pins what is there
 //   cache.attach(sequences, id, handle);                    // the sequence shares it
-//   sequences.allocate({id}, {prompt.size() - handle.num_tokens()});   // and computes the rest
-//   handle.release();
+//   sequences.allocate({id}, {std::ssize(prompt) - handle.num_tokens()});   // and computes the
+//   rest handle.release();
 //   ...
 //   cache.insert(sequences, id, tokens);                    // at the end, or after the prefill
 //   sequences.release({id});

@@ -384,7 +384,7 @@ class CacheDescriptor:
         """
 
     def try_allocate(self, seq_ids: Iterable[int], seq_new_lens: Iterable[int]) -> seqattn._types.Admission:
-        """The same, with a full pool as a value instead of an exception."""
+        """As allocate, with a full pool as a value instead of an exception."""
 
     def allocate_decoding(self, seq_ids: Iterable[int]) -> list[seqattn._types.PageCopy]:
         """Grows each sequence by one token. Raises UnknownSequenceError too."""
@@ -480,7 +480,7 @@ class CacheDescriptor:
         """The pages and the tokens on the last of them."""
 
     def details(self, seq_id: SupportsIndex) -> seqattn._types.SequenceDetails:
-        """That and all else that is known of the sequence."""
+        """As sequence, with all else that is known of it."""
 
     def seq_ids(self) -> list[int]:
         """The ids, in no particular order."""
@@ -489,7 +489,7 @@ class CacheDescriptor:
         """Whether the descriptor holds this sequence."""
 
     def __contains__(self, seq_id: object) -> bool:
-        """The same, and false for what is no id at all."""
+        """As contains, and false for what is no id at all."""
 
     def __iter__(self) -> Iterator[int]:
         """The ids of seq_ids(), as they are now."""

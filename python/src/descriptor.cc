@@ -99,7 +99,7 @@ void bind_growth(nb::class_<Descriptor>& cls) {
       .def("try_allocate", &try_allocate, "seq_ids"_a.none(), "seq_new_lens"_a.none(),
            nb::sig("def try_allocate(self, seq_ids: collections.abc.Iterable[int], seq_new_lens: "
                    "collections.abc.Iterable[int]) -> seqattn._types.Admission"),
-           "The same, with a full pool as a value instead of an exception.")
+           "As allocate, with a full pool as a value instead of an exception.")
       .def(
           "allocate_decoding",
           [](const Descriptor& self, const Ints& seq_ids) {
@@ -320,7 +320,7 @@ void bind_queries(nb::class_<Descriptor>& cls) {
           "seq_id"_a.none(),
           nb::sig("def details(self, seq_id: typing.SupportsIndex) -> "
                   "seqattn._types.SequenceDetails"),
-          "That and all else that is known of the sequence.");
+          "As sequence, with all else that is known of it.");
 }
 
 void bind_views(nb::class_<Descriptor>& cls) {
@@ -341,7 +341,7 @@ void bind_views(nb::class_<Descriptor>& cls) {
             return id && self.sequences().contains(*id);
           },
           "seq_id"_a.none(), nb::sig("def __contains__(self, seq_id: object) -> bool"),
-          "The same, and false for what is no id at all.")
+          "As contains, and false for what is no id at all.")
       .def(
           "__iter__",
           [](const Descriptor& self) { return nb::iter(nb::cast(self.sequences().seq_ids())); },

@@ -124,6 +124,14 @@ std::int64_t insert(const Cache& self, const Any& descriptor, const Int& seq_id,
   return self.prefixes().insert(sequences, id, list, text, options);
 }
 
+// The cache may then go, whatever becomes of the handle; but not in the middle of a call.
+void let_go(Handle& self) {
+  self.handle.release();
+  if (self.owner.is_valid() && nb::cast<const Cache&>(self.owner).reclaimer->is_idle()) {
+    self.owner.reset();
+  }
+}
+
 void attach(const Cache& self, const Any& descriptor, const Int& seq_id, const Any& handle) {
   const Handle* given = nullptr;
   if (!nb::try_cast(handle, given, false) || given == nullptr) {
@@ -177,15 +185,13 @@ void bind_handle(nb::module_& m) {
             return std::vector<PageId>(pages.begin(), pages.end());
           },
           "The pages, in order; of the last one the match may use a part.")
-      .def(
-          "release", [](Handle& self) { self.handle.release(); },
-          "Unpins the pages. A sequence that was attached keeps them.")
+      .def("release", &let_go, "Unpins the pages. A sequence that was attached keeps them.")
       .def("__bool__", [](const Handle& self) { return static_cast<bool>(self.handle); })
       .def(
           "__enter__", [](nb::handle self) { return nb::borrow(self); },
           nb::sig("def __enter__(self) -> PrefixHandle"))
       .def(
-          "__exit__", [](Handle& self, const nb::args&) { self.handle.release(); },
+          "__exit__", [](Handle& self, const nb::args&) { let_go(self); },
           nb::sig("def __exit__(self, *args: object) -> None"))
       .def("__repr__", [](const Handle& self) {
         return concat("PrefixHandle(num_tokens=", self.handle.num_tokens(),

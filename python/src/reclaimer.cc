@@ -38,15 +38,15 @@ namespace {
 [[noreturn]] void refuse(const char* what) {
   throw Error(
       concat("got a call of ", what,
-             " while Python code works for a call of the same pool; expected a reclaimer that does "
-             "no more than unref pages of the pool, a clock or a file that leaves all alone, and "
-             "other threads to wait for a save to or a restore from a file object"));
+             " while Python code works for a call of the same pool. A reclaimer may unref pages of "
+             "the pool; a clock and a file object have to leave pool, descriptors and caches "
+             "alone; other threads wait for a save to or a restore from a file object"));
 }
 
 }  // namespace
 
 void CallableReclaimer::require_idle() const {
-  if (running_) refuse("a descriptor or a prefix cache");
+  if (running_) refuse("a descriptor, a prefix cache or allocate");
 }
 
 void CallableReclaimer::require_no_file() const {

@@ -27,6 +27,7 @@ class CallableReclaimer final : public Reclaimer {
   // and unlike C++ Python has to be safe from those who do not read. The second one: while a file
   // does.
   void require_idle() const;
+  bool is_idle() const noexcept { return !running_; }
   void require_no_file() const;
 
   nb::object callable;  // not set without one

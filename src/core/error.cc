@@ -22,12 +22,12 @@ UnknownSequenceError::UnknownSequenceError(std::int64_t seq_id)
 NoPageError::NoPageError(std::int64_t needed, std::int64_t available, bool has_reclaimer)
     : Error(concat("Need ", needed, " pages but only ", available, " available",
                    has_reclaimer
-                       ? ", and the pool's reclaimer cannot give up enough, as a prefix cache "
-                         "cannot what sequences or handles hold: release or truncate sequences, or "
-                         "release handles"
+                       ? ", and the pool's reclaimer cannot free enough (a prefix cache keeps what "
+                         "sequences or handles hold): release or truncate sequences, or release "
+                         "handles"
                        : ": release or truncate sequences, or give the pool a reclaimer "
-                         "(set_reclaimer)",
-                   "; try_allocate reports this as a value")),
+                         "(PrefixCache, set_reclaimer)",
+                   "; for sequences that grow, try_allocate reports this as a value")),
       needed_(needed),
       available_(available) {}
 

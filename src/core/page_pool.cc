@@ -116,7 +116,8 @@ void PagePool::refuse(const char* call, PageId page, std::size_t entry) const {
           " is free; expected a page in use");
   throw InvalidArgumentError(
       concat(call, ": page ", page, " has ", count,
-             " references; expected a list that keeps the count in [0, 2^31)"));
+             " references, and the list names it often enough to leave [0, 2^31); expected it no "
+             "more often than that"));
 }
 
 void PagePool::hold_again(PageIds pages) noexcept {

@@ -12,7 +12,7 @@ namespace {
 PagePool& checked_pool(PagePool& pool, const PrefixCacheOptions& options) {
   require(pool.reclaimer() == nullptr,
           "pool: got one that has a reclaimer; expected one without, since a prefix cache becomes "
-          "that: remove it first (set_reclaimer)");
+          "that: remove it first, or let go of the prefix cache that it is, and of its handles");
   constexpr std::int64_t kMost = std::int64_t{1} << 31;
   require(options.event_capacity >= 0 && options.event_capacity <= kMost, "event_capacity: got ",
           options.event_capacity, "; expected 0 to ", kMost);

@@ -70,8 +70,9 @@ std::uint32_t code_of(DType dtype) noexcept {
 }
 
 void check_begin(std::span<const std::byte> bytes, std::string_view name) {
+  if (bytes.empty()) refuse(name, ": is empty; expected what save_sequence wrote");
   const std::size_t count = std::min(bytes.size(), kMagic.size());
-  if (std::memcmp(bytes.data(), kMagic.data(), count) != 0 || bytes.empty()) {
+  if (std::memcmp(bytes.data(), kMagic.data(), count) != 0) {
     refuse(name, ": does not begin as a saved sequence does; expected what save_sequence wrote");
   }
   if (bytes.size() < kStateHeaderBytes) {

@@ -340,9 +340,9 @@ TEST_F(PrefixCacheTest, AFullPoolSaysWhatHoldsItsPages) {
   const std::vector<SeqId> ids{1};
   const auto refusal = [&](const auto& call) { return error_of<NoPageError>(call); };
   const std::string text =
-      "Need 1 pages but only 0 available, and the pool's reclaimer cannot give up enough, as a "
-      "prefix cache cannot what sequences or handles hold: release or truncate sequences, or "
-      "release handles; try_allocate reports this as a value";
+      "Need 1 pages but only 0 available, and the pool's reclaimer cannot free enough (a prefix "
+      "cache keeps what sequences or handles hold): release or truncate sequences, or release "
+      "handles; for sequences that grow, try_allocate reports this as a value";
   EXPECT_EQ(refusal([&] { sequences_.allocate_decoding(ids); }), text);
   EXPECT_EQ(refusal([&] { sequences_.allocate_tree(1, {-1}); }), text);
   EXPECT_EQ(refusal([&] { pool_.allocate(1); }), text);

@@ -84,8 +84,7 @@ class SequenceStateErrors : public ::testing::Test {
 TEST_F(SequenceStateErrors, EveryTruncation) {
   for (std::size_t size = 0; size < state_.size(); ++size) {
     const auto message = refusal_of({state_.begin(), state_.begin() + static_cast<long>(size)});
-    EXPECT_THAT(message, HasSubstr(size == 0 ? "does not begin" : "truncated: ends after "))
-        << size;
+    EXPECT_THAT(message, HasSubstr(size == 0 ? "is empty" : "truncated: ends after ")) << size;
     if (HasFailure()) break;
   }
   EXPECT_EQ(refusal_of({state_.begin(), state_.end() - 1}),
@@ -126,6 +125,10 @@ TEST_F(SequenceStateErrors, BytesThatFollow) {
   State longer = state_;
   longer.push_back(std::byte{0});
   EXPECT_THAT(refusal_of(longer), HasSubstr("goes on behind its"));
+}
+
+TEST_F(SequenceStateErrors, NoBytes) {
+  EXPECT_THAT(refusal_of({}), HasSubstr("is empty; expected what save_sequence wrote"));
 }
 
 TEST_F(SequenceStateErrors, ForeignBytes) {

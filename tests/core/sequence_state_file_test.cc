@@ -211,7 +211,7 @@ TEST_F(SequenceStateFile, RestoreNamesTheFileThatItRefuses) {
   };
   const std::string state = text(save_sequence(cache_.descriptor, 1));
   const std::string name = path.string() + ": ";
-  EXPECT_THAT(refusal(""), ::testing::StartsWith(name + "does not begin"));
+  EXPECT_THAT(refusal(""), ::testing::StartsWith(name + "is empty"));
   EXPECT_THAT(refusal("# a file of text"), ::testing::StartsWith(name + "does not begin"));
   EXPECT_THAT(refusal(state.substr(0, 200)), HasSubstr("truncated: ends after 200 bytes"));
   EXPECT_THAT(refusal(state + "x"), HasSubstr("goes on behind its"));

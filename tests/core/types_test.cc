@@ -109,7 +109,8 @@ TEST(Error, ExceptionsSayWhatTheyAreAbout) {
   EXPECT_EQ(no_page.available(), 2);
   EXPECT_STREQ(no_page.what(),
                "Need 3 pages but only 2 available: release or truncate sequences, or give the pool "
-               "a reclaimer (set_reclaimer); try_allocate reports this as a value");
+               "a reclaimer (PrefixCache, set_reclaimer); for sequences that grow, try_allocate "
+               "reports this as a value");
 }
 
 }  // namespace

@@ -229,6 +229,17 @@ def test_what_is_wrong_is_said_and_changes_nothing():
     assert cache.stats().num_pages == 0
 
 
+def test_a_released_handle_does_not_keep_the_cache():
+    pool, descriptor, cache = make()
+    store(descriptor, cache, range(8))
+    with cache.match(range(9)) as handle:
+        assert handle.num_tokens == 8
+    del cache
+    assert pool.available_pages_count == pool.num_pages
+    assert PrefixCache(pool).stats().num_pages == 0
+    assert not handle and handle.num_tokens == 0
+
+
 def test_pages_of_one_salt_are_never_found_under_another():
     _, descriptor, cache = make()
     for salt in ("a", "b"):

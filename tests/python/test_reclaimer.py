@@ -108,7 +108,7 @@ def test_it_may_call_neither_a_descriptor_of_the_pool_nor_allocate():
     for call in forbidden:
         pool.set_reclaimer(lambda num_pages, call=call: call())
         before = tuple(pool.free_pages), pool.ref_count.tolist()
-        with pytest.raises(Error, match="no more than unref"):
+        with pytest.raises(Error, match="A reclaimer may unref pages"):
             descriptor.allocate([0, 1], [4, 4])
         assert before == (tuple(pool.free_pages), pool.ref_count.tolist())
         assert descriptor.length(0) == 6 and len(descriptor) == 1

@@ -118,7 +118,7 @@ def spoilt(state):
     """What is no state, and what the message says of it."""
     changed = bytearray(state)
     changed[len(state) // 2] ^= 1
-    yield b"", "does not begin as a saved sequence does"
+    yield b"", "is empty; expected what save_sequence wrote"
     yield b"a file of text", "does not begin"
     yield state[:100], "truncated: ends after 100 bytes; expected"
     yield state[:-1], "truncated"
