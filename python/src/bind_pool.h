@@ -40,6 +40,13 @@ void bind_pool_attributes(nb::class_<T>& cls) {
           "int32 [num_pages]: references of each page, 0 = free. A live, read-only view.");
 }
 
+template <class T>
+void change_counts(const T& self, const Ints& pages, void (PagePool::*change)(PageIds)) {
+  const auto ids = to_ints<PageId>(pages, "page_indices");
+  reclaimer_of(self).require_no_file();
+  (self.page_pool().*change)(ids);
+}
+
 // What PagePool and PagedKVCacheManager have in common: the pool's attributes and methods.
 template <class T>
 void bind_pool_members(nb::class_<T>& cls) {
@@ -58,22 +65,14 @@ void bind_pool_members(nb::class_<T>& cls) {
          "Raises InvalidArgumentError for a negative number, NoPageError when fewer are free.")
       .def(
           "ref",
-          [](const T& self, const Ints& pages) {
-            const auto ids = to_ints<PageId>(pages, "page_indices");
-            reclaimer_of(self).require_no_file();
-            self.page_pool().ref(ids);
-          },
+          [](const T& self, const Ints& pages) { change_counts(self, pages, &PagePool::ref); },
           "page_indices"_a.none(),
           nb::sig("def ref(self, page_indices: collections.abc.Iterable[int]) -> None"),
           "Adds one reference for every listed page; a page listed twice counts twice.\n\n"
           "Raises InvalidArgumentError, having changed nothing, for a free or unknown page.")
       .def(
           "unref",
-          [](const T& self, const Ints& pages) {
-            const auto ids = to_ints<PageId>(pages, "page_indices");
-            reclaimer_of(self).require_no_file();
-            self.page_pool().unref(ids);
-          },
+          [](const T& self, const Ints& pages) { change_counts(self, pages, &PagePool::unref); },
           "page_indices"_a.none(),
           nb::sig("def unref(self, page_indices: collections.abc.Iterable[int]) -> None"),
           "Drops one reference for every listed page; a page whose count falls to 0 is free.\n\n"
@@ -82,9 +81,7 @@ void bind_pool_members(nb::class_<T>& cls) {
       .def(
           "release_pages",
           [](const T& self, const Ints& pages) {
-            const auto ids = to_ints<PageId>(pages, "page_indices");
-            reclaimer_of(self).require_no_file();
-            self.page_pool().release_pages(ids);
+            change_counts(self, pages, &PagePool::release_pages);
           },
           "page_indices"_a.none(),
           nb::sig("def release_pages(self, page_indices: collections.abc.Iterable[int]) -> None"),

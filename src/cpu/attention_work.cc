@@ -26,7 +26,8 @@ struct TileRows {
   std::int64_t first = 0;
   int count = 0;
   KeySet kv;
-  std::int64_t chunk = 0;  // in tokens
+  std::int64_t chunk = 0;         // in tokens
+  std::int64_t state_floats = 0;  // of one tile and chunk
 
   int num_chunks() const {
     return static_cast<int>(std::max<std::int64_t>(1, ceil_div(kv.size(), chunk)));
@@ -51,7 +52,9 @@ std::vector<TileRows> cut_rows(const AttentionShape& shape, const AttentionRow& 
   for (std::int64_t first = 0; first < num_rows; first += kMaxTileRows) {
     const std::int64_t end = std::min(first + kMaxTileRows, num_rows);
     const KeySet kv = keys_of(shape, row, first / group, (end - 1) / group);
-    pieces.push_back({first, static_cast<int>(end - first), kv, chunk_tokens(kv.size(), num_rows)});
+    const auto count = static_cast<int>(end - first);
+    pieces.push_back({first, count, kv, chunk_tokens(kv.size(), num_rows),
+                      SoftmaxState::num_floats(count, shape.head_dim_v)});
   }
   return pieces;
 }
@@ -63,8 +66,7 @@ int heads_per_item(std::int64_t num_chunks, int num_heads, int num_threads) {
   return static_cast<int>(ceil_div(num_heads, std::min<std::int64_t>(pieces, num_heads)));
 }
 
-void add_tiles(AttentionWork& work, const AttentionRow& row, const TileRows& rows,
-               std::int64_t state_floats) {
+void add_tiles(AttentionWork& work, const AttentionRow& row, const TileRows& rows) {
   const int num_chunks = rows.num_chunks();
   for (int head = row.kv_head_begin; head < row.kv_head_end; ++head) {
     if (num_chunks > 1) work.split_tiles.push_back(static_cast<std::int64_t>(work.tiles.size()));
@@ -74,12 +76,12 @@ void add_tiles(AttentionWork& work, const AttentionRow& row, const TileRows& row
                           .num_rows = rows.count,
                           .num_chunks = num_chunks,
                           .partials = work.num_partial_floats});
-    if (num_chunks > 1) work.num_partial_floats += num_chunks * state_floats;
+    if (num_chunks > 1) work.num_partial_floats += num_chunks * rows.state_floats;
   }
 }
 
 void add_items(AttentionWork& work, std::int64_t first_tile, const TileRows& rows,
-               int heads_at_once, std::int64_t state_floats) {
+               int heads_at_once) {
   const auto end_tile = static_cast<std::int64_t>(work.tiles.size());
   for (int chunk = 0; chunk < rows.num_chunks(); ++chunk) {
     const KeySet kv = rows.kv.part(chunk * rows.chunk, (chunk + 1) * rows.chunk);
@@ -88,7 +90,7 @@ void add_items(AttentionWork& work, std::int64_t first_tile, const TileRows& row
       work.items.push_back({tile, count, chunk, kv});
       work.max_tiles = std::max(work.max_tiles, count);
       if (rows.num_chunks() > 1) continue;
-      work.max_own_floats = std::max(work.max_own_floats, count * state_floats);
+      work.max_own_floats = std::max(work.max_own_floats, count * rows.state_floats);
     }
   }
 }
@@ -109,11 +111,10 @@ AttentionWork cut_work(const AttentionShape& shape, const std::vector<AttentionR
     if (num_heads == 0) continue;
     for (const TileRows& tile_rows : pieces[i]) {
       const auto first_tile = static_cast<std::int64_t>(work.tiles.size());
-      const std::int64_t state_floats = SoftmaxState::num_floats(tile_rows.count, shape.head_dim_v);
-      add_tiles(work, rows[i], tile_rows, state_floats);
+      add_tiles(work, rows[i], tile_rows);
       const bool few = tile_rows.count <= kFewRows;
       add_items(work, first_tile, tile_rows,
-                few ? heads_per_item(num_chunks, num_heads, num_threads) : 1, state_floats);
+                few ? heads_per_item(num_chunks, num_heads, num_threads) : 1);
     }
   }
   return work;

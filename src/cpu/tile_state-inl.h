@@ -90,14 +90,7 @@ struct Scratch {
     progress = memory;
   }
   // For one tile of any size, or several of few rows.
-  static std::size_t num_floats(const AttentionShape& shape, int max_tiles) {
-    const std::size_t dim = padded_dim(shape.head_dim);
-    const std::size_t shared =
-        kTileTokens * (unpacked_stride(shape.head_dim) + unpacked_stride(shape.head_dim_v)) +
-        (kTileTokens + 6) * kRowFloats + dim;
-    const std::size_t few = kFewRows * dim + 2 * std::max<std::size_t>(kFewRows, kLanes);
-    return shared + std::max(kRowFloats * (dim + 2), max_tiles * few);
-  }
+  static std::size_t num_floats(const AttentionShape& shape, int max_tiles);
 };
 
 // One query tile on its way through the keys.
@@ -119,6 +112,15 @@ struct TileProgress {
     return scores.stride * padded_dim(shape.head_dim) + 2 * scores.width;
   }
 };
+
+inline std::size_t Scratch::num_floats(const AttentionShape& shape, int max_tiles) {
+  const std::size_t dim = padded_dim(shape.head_dim);
+  const std::size_t shared =
+      kTileTokens * (unpacked_stride(shape.head_dim) + unpacked_stride(shape.head_dim_v)) +
+      (kTileTokens + 6) * kRowFloats + dim;
+  return shared + std::max(kRowFloats * (dim + 2),
+                           max_tiles * TileProgress::num_floats(shape, ScoreShape(kFewRows)));
+}
 
 // Where a tile's keys and values lie. Beyond `count`, up to kTokenStep, they are zeros.
 struct TokenTile {
