@@ -176,6 +176,7 @@ TEST_P(RefusedRuns, HaveOutputsWhoseElementsShareMemory) {
   EXPECT_THAT(refusal(&RunOptions::lse, fold), HasSubstr("do not share memory"));
 }
 
+// The smaller of the two is moved into the other, so that it meets nothing else.
 TEST_P(RefusedRuns, WouldWriteWhereSomethingElseLies) {
   const auto meets = [&](const std::function<void(Call&)>& change, const char* output,
                          const char* other) {
@@ -183,13 +184,11 @@ TEST_P(RefusedRuns, WouldWriteWhereSomethingElseLies) {
                 StartsWith(std::string(output) + ": shares memory with " + other + ";"));
   };
   meets([](Call& call) { call.out.data = call.q.data; }, "out", "q");
-  meets([](Call& call) { call.out.data = call.options.lse.data; }, "out", "lse");
+  meets([](Call& call) { call.options.lse.data = call.out.data; }, "out", "lse");
   meets([](Call& call) { call.options.lse.data = call.q.data; }, "lse", "q");
-  meets([](Call& call) { call.out.data = call.options.sink_logits.data; }, "out", "sink_logits");
-  meets([this](Call& call) { call.out.data = batch->manager().key_cache().data; }, "out",
-        "the key cache of layer 0");
-  meets([this](Call& call) { call.options.lse.data = batch->manager().value_cache().data; }, "lse",
-        "the value cache of layer 0");
+  meets([](Call& call) { call.options.sink_logits.data = call.out.data; }, "out", "sink_logits");
+  meets([](Call& call) { call.options.sink_logits.data = call.options.lse.data; }, "lse",
+        "sink_logits");
 }
 
 TEST_P(RefusedRuns, NameALayerThatTheCacheDoesNotHave) {
@@ -199,8 +198,8 @@ TEST_P(RefusedRuns, NameALayerThatTheCacheDoesNotHave) {
   }
 }
 
-// The output of one layer would be the cache of another.
-TEST_P(RefusedRuns, WouldWriteToAnotherLayer) {
+// The layer that runs and the others; each holds more than an output does.
+TEST_P(RefusedRuns, WouldWriteToTheCache) {
   KVCacheConfig config = c.cache_config(64, device());
   config.num_layers = 3;
   PagedKVCacheManager manager(config);
@@ -209,13 +208,24 @@ TEST_P(RefusedRuns, WouldWriteToAnotherLayer) {
   BatchAttention over_layers(manager, c.options());
   over_layers.plan(descriptor.pack_for_flashinfer({1}), std::vector<std::int32_t>{0, 5});
   const Tensor q(device(), DType::kFloat32, {5, c.num_qo_heads, c.head_dim});
-  TensorView out = TensorView::contiguous(manager.key_cache(2).data, DType::kFloat16,
-                                          {5, c.num_qo_heads, c.dim_v()}, device());
-  EXPECT_THAT(error_of([&] { over_layers.run(q.view(), out, {}, 1); }),
-              StartsWith("out: shares memory with the key cache of layer 2;"));
-  out.data = manager.value_cache(0).data;
-  EXPECT_THAT(error_of([&] { over_layers.run(q.view(), out, {}, 1); }),
-              StartsWith("out: shares memory with the value cache of layer 0;"));
+  const Tensor elsewhere(device(), DType::kFloat16, {5, c.num_qo_heads, c.dim_v()});
+  for (int layer = 0; layer < 3; ++layer) {
+    const auto expect_refusal = [&](const TensorView& cache, const std::string& kind) {
+      const std::string met =
+          ": shares memory with the " + kind + " cache of layer " + std::to_string(layer) + ";";
+      TensorView out = elsewhere.view();
+      out.data = cache.data;
+      EXPECT_THAT(error_of([&] { over_layers.run(q.view(), out, {}, 1); }),
+                  StartsWith("out" + met));
+      RunOptions options;
+      options.lse =
+          TensorView::contiguous(cache.data, DType::kFloat32, {5, c.num_qo_heads}, device());
+      EXPECT_THAT(error_of([&] { over_layers.run(q.view(), elsewhere.view(), options, 1); }),
+                  StartsWith("lse" + met));
+    };
+    expect_refusal(manager.key_cache(layer), "key");
+    expect_refusal(manager.value_cache(layer), "value");
+  }
 }
 
 // Inputs may be anything that can be read.
