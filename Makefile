@@ -7,7 +7,7 @@ help:
 	@echo '                        with quotes of its own a question of several words: ARGS="\"How are you?\" --check")'
 	@echo 'make test               every test'
 	@echo 'make bench-bookkeeping  page tables and pools, beside the original in Python'
-	@echo 'make bench-cpu          attention on this CPU beside reading, multiplying, ggml and torch; about 25 minutes'
+	@echo 'make bench-cpu          attention on this CPU beside reading, multiplying, ggml and torch; about 40 minutes'
 	@echo '                        (ARGS="--quick" for a few; ARGS="--help")'
 	@echo 'make lint               clang-format, clang-tidy, ruff, mypy, shellcheck'
 	@echo 'make format             rewrite in the format of the project'
