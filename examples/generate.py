@@ -26,7 +26,7 @@ SYSTEM = (
     "that a child understands, and you give an example from everyday life."
 )
 QUESTIONS = ["Why is the sky blue?", "How do I cook rice?", "Write a short poem about the sea."]
-DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "fp8": "float8_e4m3fn"}
 COMMAND = "PYTHONPATH=build/release/python .venv/bin/python examples/generate.py"
 PROMPT = -1  # the sequence id of the system prompt; answer i is sequence i
 
@@ -60,6 +60,7 @@ class PagedModel:
             device=args.device,
             kv_layout=args.layout,
             num_layers=model.num_layers,
+            kv_scaling="per_token" if args.kv_dtype == "float8_e4m3fn" else "fixed",
         )
         if self._on_device:
             self._forward = smollm2_torch.Forward(model, args.device)

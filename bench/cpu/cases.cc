@@ -18,6 +18,8 @@ std::string_view short_name(DType dtype) {
       return "f16";
     case DType::kBFloat16:
       return "bf16";
+    case DType::kFloat8E4M3:
+      return "e4m3";
   }
   return "";
 }

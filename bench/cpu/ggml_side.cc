@@ -20,6 +20,8 @@ ggml_type type_of(DType dtype) {
       return GGML_TYPE_F16;
     case DType::kBFloat16:
       return GGML_TYPE_BF16;
+    case DType::kFloat8E4M3:
+      break;  // ggml has none
   }
   return GGML_TYPE_F32;
 }

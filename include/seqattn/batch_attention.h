@@ -118,7 +118,8 @@ class SEQATTN_EXPORT BatchAttention {
   void append_kv(const TensorView& keys, const TensorView& values, int layer = 0,
                  Stream stream = {}) const;
 
-  // q    [total_q_tokens, num_qo_heads, head_dim], cache dtype or, on a CPU, float32
+  // q    [total_q_tokens, num_qo_heads, head_dim], cache dtype or, on a CPU, float32; over an 8-bit
+  //      cache float16, bfloat16 or float32, each of q and out
   // out  [total_q_tokens, num_qo_heads, head_dim_v], cache dtype or float32
   // The memory ranges of out and lse may meet neither each other nor an input nor the cache. Throws
   // InvalidArgumentError without a plan, for tensors of another shape, dtype, stride or device, a

@@ -14,7 +14,7 @@ namespace seqattn {
 // not know.
 template <class DLTensorLike>
 TensorView from_dlpack(const DLTensorLike& tensor, bool read_only = false) {
-  constexpr int kDLFloat = 2, kDLBfloat = 4;                                    // DLDataTypeCode
+  constexpr int kDLFloat = 2, kDLBfloat = 4, kDLFloat8E4M3FN = 10;              // DLDataTypeCode
   constexpr int kDLCPU = 1, kDLCUDA = 2, kDLCUDAHost = 3, kDLCUDAManaged = 13;  // DLDeviceType
   TensorView view;
   const int code = static_cast<int>(tensor.dtype.code), bits = static_cast<int>(tensor.dtype.bits);
@@ -24,11 +24,13 @@ TensorView from_dlpack(const DLTensorLike& tensor, bool read_only = false) {
     view.dtype = DType::kFloat16;
   } else if (tensor.dtype.lanes == 1 && code == kDLBfloat && bits == 16) {
     view.dtype = DType::kBFloat16;
+  } else if (tensor.dtype.lanes == 1 && code == kDLFloat8E4M3FN && bits == 8) {
+    view.dtype = DType::kFloat8E4M3;
   } else {
     throw UnsupportedError("DLPack tensor: type code " + std::to_string(code) + " with " +
                            std::to_string(bits) + " bits and " +
                            std::to_string(tensor.dtype.lanes) +
-                           " lanes; supported are float32, float16 and bfloat16");
+                           " lanes; supported are float32, float16, bfloat16 and float8_e4m3fn");
   }
   const int device = static_cast<int>(tensor.device.device_type);
   if (device == kDLCUDA || device == kDLCUDAManaged) {

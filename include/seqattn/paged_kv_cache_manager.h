@@ -24,6 +24,7 @@ struct KVCacheConfig {
   DType dtype = DType::kFloat16;
   Device device = cpu();
   KVLayout kv_layout = KVLayout::kNHD;
+  KVScaling kv_scaling = KVScaling::kFixed;  // of kFloat8E4M3; others have no scales
 };
 
 class Backend;  // src/core/backend.h
@@ -35,6 +36,10 @@ struct Plane;
 // [num_pages, num_heads, page_size, head_dim] (HND); values likewise with head_dim_v. Own storage
 // is one allocation for the keys and one for the values, with the layer as leading dimension, zero
 // at first and untouched until written.
+//
+// A cache of kFloat8E4M3 holds what is appended divided by a scale, to nearest, ties to even; what
+// is beyond 448 then saturates. Whatever reads it multiplies. Scales follow their tokens through
+// copies, moves, save and restore. docs/formulas.md has both kinds.
 //
 // Threads: const members may run at the same time; mutators, `append_kv` among them, need the
 // caller's lock.
@@ -52,10 +57,13 @@ class SEQATTN_EXPORT PagedKVCacheManager {
   // attention: values are a part of the keys); whoever appends then gives the shared elements the
   // same content in both, since only a CPU writes keys first and values second. Throws
   // InvalidArgumentError naming the view and what was expected; layers that share memory are
-  // refused (those that lie between one another need equal strides to be told apart).
-  static std::unique_ptr<PagedKVCacheManager> from_tensors(std::span<const TensorView> keys,
-                                                           std::span<const TensorView> values,
-                                                           const KVCacheConfig& config);
+  // refused (those that lie between one another need equal strides to be told apart). With
+  // KVScaling::kPerToken the caller brings the scales, too: one float32 view a layer for the keys
+  // and one for the values, shaped as the caches without their last dimension.
+  static std::unique_ptr<PagedKVCacheManager> from_tensors(
+      std::span<const TensorView> keys, std::span<const TensorView> values,
+      const KVCacheConfig& config, std::span<const TensorView> key_scales = {},
+      std::span<const TensorView> value_scales = {});
   ~PagedKVCacheManager();
   PagedKVCacheManager(const PagedKVCacheManager&) = delete;  // descriptors and plans point at it
   PagedKVCacheManager& operator=(const PagedKVCacheManager&) = delete;
@@ -76,24 +84,36 @@ class SEQATTN_EXPORT PagedKVCacheManager {
   TensorView key_cache(int layer = 0);
   TensorView value_cache(int layer = 0);
 
+  // Scales of one layer of 8-bit elements, float32: [num_heads] with KVScaling::kFixed, else shaped
+  // as the cache without its last dimension. Throws InvalidArgumentError where there are none.
+  TensorView key_scales(int layer = 0);
+  TensorView value_scales(int layer = 0);
+
+  // Sets the scales of one layer, which are 1 until then: one number for all heads, or one a head.
+  // Throws InvalidArgumentError, having changed nothing, unless the cache has KVScaling::kFixed;
+  // for another count, a scale that is not positive, normal and finite, and while pages are in use,
+  // whose tokens were written under the scales before.
+  void set_kv_scales(ListView<float> key_scales, ListView<float> value_scales, int layer = 0);
+
   // Writes the last n_i = append_indptr[i + 1] - append_indptr[i] tokens of every row of `packed`,
   // which already counts them: token j of row i goes to slot kv_len_i - n_i + j.
-  //   keys    [total_new_tokens, num_heads, head_dim], cache dtype or float32
+  //   keys    [total_new_tokens, num_heads, head_dim], cache dtype or float32; for an 8-bit cache
+  //           float32, float16 or bfloat16
   //   values  [total_new_tokens, num_heads, head_dim_v], likewise
   //   append_indptr  [batch_size + 1], from 0, never falling, ending at total_new_tokens
   // Throws InvalidArgumentError, having written nothing, for tensors of another shape, dtype,
   // stride or device, or inside the cache; n_i > kv_len_i; a page outside the pool; a page to be
   // written that is free, that another holder shares (count above 1), or that two rows would both
-  // write. O(pages + bytes written). With f32 input for a 16-bit cache values round to nearest
-  // even.
+  // write. O(pages + bytes written). What the cache holds in fewer bits rounds to nearest,
+  // ties to even.
   void append_kv(const TensorView& keys, const TensorView& values,
                  const FlashInferPackedData& packed, ListView<std::int32_t> append_indptr,
                  int layer = 0, Stream stream = {});
 
   // Reads tokens [first, first + count) of the sequence whose pages are listed into
-  // keys [count, num_heads, head_dim] and values [count, num_heads, head_dim_v], cache dtype or
-  // float32. Throws InvalidArgumentError for a range beyond the pages, an unknown page, wrong
-  // tensors, or ones that meet each other or the cache.
+  // keys [count, num_heads, head_dim] and values [count, num_heads, head_dim_v], of types as
+  // append_kv takes them. Throws InvalidArgumentError for a range beyond the pages, an unknown
+  // page, wrong tensors, or ones that meet each other or the cache.
   void read_kv(PageIds pages, std::int64_t first, std::int64_t count, const TensorView& keys,
                const TensorView& values, int layer = 0, Stream stream = {}) const;
 
@@ -117,7 +137,7 @@ class SEQATTN_EXPORT PagedKVCacheManager {
   // Waits until the work that was enqueued on the stream is done; on a CPU it is.
   void synchronize(Stream stream = {}) const;
 
-  // Bytes of keys and values that one page takes, over all layers.
+  // Bytes of keys and values that one page takes, over all layers, scales of tokens included.
   std::int64_t bytes_per_page() const noexcept;
 
   // "PagedKVCacheManager(num_pages=1024, page_size=16, ..., available=1020)".
@@ -127,6 +147,7 @@ class SEQATTN_EXPORT PagedKVCacheManager {
   friend class BatchAttention;
   friend class GrowTransaction;
   friend class CompactTransaction;
+  friend struct StoredTokens;  // src/core/sequence_state_records.h
   struct Borrowed {};
   PagedKVCacheManager(const KVCacheConfig& config, Borrowed);
   std::span<const Plane> layer_planes(
@@ -135,6 +156,10 @@ class SEQATTN_EXPORT PagedKVCacheManager {
   void check_range(const char* call, PageIds pages, std::int64_t first, std::int64_t count) const;
   void enqueue_copies(std::span<const PageCopy> copies, Stream stream) const;
   void enqueue_moves(std::span<const TokenMove> moves, Stream stream) const;
+  void add_fixed_scales();  // own storage, for the planes there are
+  void add_token_scales();
+  void borrow_token_scales(std::span<const TensorView> keys, std::span<const TensorView> values);
+  TensorView scales_of(const char* call, int layer, std::int64_t plane) const;
   // Throws InvalidArgumentError unless these are the keys and values of that many new tokens.
   void check_new_tokens(const TensorView& keys, const TensorView& values, std::int64_t num_tokens,
                         int layer) const;

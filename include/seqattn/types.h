@@ -22,10 +22,22 @@ using Lengths = ListView<std::int64_t>;  // in tokens
 // "As many as there are", for counts of tokens.
 inline constexpr std::int64_t kAll = -1;
 
-enum class DType : std::uint8_t { kFloat32, kFloat16, kBFloat16 };
+// kFloat8E4M3 (4 bits of exponent, 3 of mantissa, no infinities: Micikevicius et al. 2022) is for
+// caches alone, whose elements are stored divided by a scale.
+enum class DType : std::uint8_t { kFloat32, kFloat16, kBFloat16, kFloat8E4M3 };
 
 // Bytes of one element.
-constexpr std::int64_t size_of(DType dtype) noexcept { return dtype == DType::kFloat32 ? 4 : 2; }
+constexpr std::int64_t size_of(DType dtype) noexcept {
+  return dtype == DType::kFloat32 ? 4 : dtype == DType::kFloat8E4M3 ? 1 : 2;
+}
+
+// Where the scales of a cache of 8-bit elements come from: an element stands for its value times
+// the scale.
+enum class KVScaling : std::uint8_t {
+  kFixed,    // one a layer, or one a KV head, which the caller knows; values beyond 448 times the
+             // scale saturate
+  kPerToken  // one a token and KV head, which append_kv derives: the greatest magnitude is 448
+};
 
 enum class DeviceType : std::uint8_t { kCPU, kCUDA };
 
@@ -71,9 +83,10 @@ struct TokenMove {
   friend constexpr bool operator==(const TokenMove&, const TokenMove&) = default;
 };
 
-// "float16", "cuda:0", "HND": the names that Python uses.
+// "float16", "cuda:0", "HND", "per_token": the names that Python uses.
 SEQATTN_EXPORT std::string_view to_string(DType dtype) noexcept;
 SEQATTN_EXPORT std::string_view to_string(KVLayout layout) noexcept;
+SEQATTN_EXPORT std::string_view to_string(KVScaling scaling) noexcept;
 SEQATTN_EXPORT std::string to_string(Device device);
 
 }  // namespace seqattn

@@ -117,21 +117,22 @@ class PagedKVCacheManager:
     """
     A page pool and its storage: keys and values of all layers under one page table.
 
-    dtype: float32, float16 or bfloat16, as a torch or numpy dtype or a name. With a torch dtype every array that comes back is a torch tensor, else a numpy array.
+    dtype: float32, float16, bfloat16 or float8_e4m3fn, as a torch or numpy dtype or a name. With a torch dtype every array that comes back is a torch tensor, else a numpy array.
     device: "cpu", "cuda:0", a torch device, or an int, the index of a CUDA device; "cuda" is the current one.
     kv_layout: "NHD" or "HND". head_dim_v: elements of a value, head_dim unless given.
+    kv_scaling, of float8_e4m3fn: "fixed" (scales of set_kv_scales, beyond which values saturate) or "per_token" (scales of each token and KV head, which append_kv derives). What goes in and comes out is float32, float16 or bfloat16.
 
     Raises InvalidArgumentError for sizes out of range, UnsupportedError for a device that this build cannot serve, MemoryError.
 
     On a CUDA device: float16 and bfloat16. With a torch dtype the storage is torch's, counted by its allocator (which raises its own error when memory falls short), and every call works on torch's current stream of the device. Otherwise CuPy stands in for numpy, provided that it is imported before an array is asked for: its current stream (the default stream without it), and its arrays. Calls return before the device is done. Whoever uses several streams has to order them, also when pages that one of them used are reused.
     """
 
-    def __init__(self, num_pages: SupportsIndex, page_size: SupportsIndex, num_heads: SupportsIndex, head_dim: SupportsIndex, dtype: Any, device: Any, kv_layout: str = 'NHD', *, head_dim_v: SupportsIndex | None = None, num_layers: SupportsIndex = 1) -> None: ...
+    def __init__(self, num_pages: SupportsIndex, page_size: SupportsIndex, num_heads: SupportsIndex, head_dim: SupportsIndex, dtype: Any, device: Any, kv_layout: str = 'NHD', *, head_dim_v: SupportsIndex | None = None, num_layers: SupportsIndex = 1, kv_scaling: str = 'fixed') -> None: ...
 
     @staticmethod
-    def from_tensors(keys: Any, values: Any, *, kv_layout: str = 'NHD') -> PagedKVCacheManager:
+    def from_tensors(keys: Any, values: Any, *, kv_layout: str = 'NHD', key_scales: Any = None, value_scales: Any = None) -> PagedKVCacheManager:
         """
-        A manager over the caller's own tensors, one or a list of one a layer, shaped as key_cache.
+        A manager over the caller's own tensors, one or a list of one a layer, shaped as key_cache; with key_scales and value_scales, float32 and likewise, kv_scaling is "per_token".
 
         They are borrowed, held and never cleared; every page starts free. Raises InvalidArgumentError for tensors that do not agree or are read-only.
         """
@@ -234,6 +235,10 @@ class PagedKVCacheManager:
         """As key_cache, with head_dim_v."""
 
     @property
+    def kv_scaling(self) -> str | None:
+        """"fixed" or "per_token" for a cache of float8_e4m3fn, else None."""
+
+    @property
     def pool(self) -> PagePool:
         """The pool that the manager's pages come from."""
 
@@ -264,6 +269,23 @@ class PagedKVCacheManager:
 
         Raises InvalidArgumentError, having written nothing, for a range beyond the pages, a page to be written that is free, shared or listed twice, or tensors that do not fit.
         """
+
+    def set_kv_scales(self, key_scales: float | Iterable[float], value_scales: float | Iterable[float], layer: SupportsIndex = 0) -> None:
+        """
+        Sets the scales of one layer of a float8_e4m3fn cache with kv_scaling "fixed", which are 1 until then: a number for all KV heads, or one for each.
+
+        Raises InvalidArgumentError, having changed nothing, for another cache or count, a scale that is not positive, normal and finite, and while pages are in use.
+        """
+
+    def key_scales(self, layer: SupportsIndex = 0) -> Any:
+        """
+        The scales of a layer's keys, float32: [num_heads], or with kv_scaling "per_token" shaped as key_cache without its last dimension. A live view.
+
+        Raises InvalidArgumentError for a cache without scales.
+        """
+
+    def value_scales(self, layer: SupportsIndex = 0) -> Any:
+        """As key_scales, of the values."""
 
     def copy_pages(self, copies: Iterable[tuple[SupportsIndex, SupportsIndex]]) -> None:
         """

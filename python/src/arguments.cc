@@ -144,6 +144,32 @@ KVLayout to_kv_layout(nb::handle layout_name) {
   throw InvalidArgumentError(concat("Unsupported kv_layout: ", name, "; expected NHD or HND"));
 }
 
+KVScaling to_kv_scaling(nb::handle scaling_name) {
+  if (!nb::isinstance<nb::str>(scaling_name)) {
+    throw_type_error(concat("kv_scaling: got ", class_name(scaling_name),
+                            "; expected \"fixed\" or \"per_token\""));
+  }
+  const auto name = nb::cast<std::string>(scaling_name);
+  for (const KVScaling scaling : {KVScaling::kFixed, KVScaling::kPerToken}) {
+    if (name == to_string(scaling)) return scaling;
+  }
+  throw InvalidArgumentError(concat("kv_scaling: got ", name, "; expected fixed or per_token"));
+}
+
+std::vector<float> to_floats(nb::handle value, std::string_view name) {
+  const auto to_float = [&](nb::handle number) {
+    double result = 0;
+    if (!nb::try_cast(number, result)) {
+      throw_type_error(concat(name, ": got ", class_name(number), "; expected a number"));
+    }
+    return static_cast<float>(result);
+  };
+  if (!nb::hasattr(value, "__iter__") || nb::isinstance<nb::str>(value)) return {to_float(value)};
+  std::vector<float> numbers;
+  for (const nb::handle number : nb::iter(value)) numbers.push_back(to_float(number));
+  return numbers;
+}
+
 Device to_device(nb::handle device) {
   constexpr std::string_view kExpected =
       "; expected \"cpu\", \"cuda:<index>\", the index of a CUDA device or a torch device";

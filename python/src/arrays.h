@@ -37,9 +37,12 @@ enum class Access { kRead, kWrite };
 // The dtypes that an array argument accepts besides float32.
 struct Accepts {
   bool float16 = false, bfloat16 = false;
+  bool float8 = false;  // which only caches hold
 };
-inline constexpr Accepts kFloat32Only{}, kEveryFloat{true, true};
+inline constexpr Accepts kFloat32Only{}, kEveryFloat{true, true}, kEveryCache{true, true, true};
+// What goes into or comes out of a cache of that dtype.
 constexpr Accepts with_float32(DType dtype) {
+  if (dtype == DType::kFloat8E4M3) return kEveryFloat;
   return {dtype == DType::kFloat16, dtype == DType::kBFloat16};
 }
 
@@ -65,6 +68,8 @@ Import import_array(nb::handle object, std::string_view name, Framework framewor
 // "No tensor" for None.
 Import import_optional(nb::handle object, std::string_view name, Framework framework,
                        Accepts accepts, Access access = Access::kRead);
+// The bits of an array of float8_e4m3fn as uint8; none for any other object.
+nb::object float8_bits(nb::handle object);
 // What nanobind imports best in the object's stead, as import_array does it.
 nb::object importable(nb::handle object, Framework framework);
 

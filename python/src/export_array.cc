@@ -16,18 +16,20 @@ nb::dlpack::dtype dlpack_dtype(DType dtype) {
   return {static_cast<std::uint8_t>(code), static_cast<std::uint8_t>(8 * size_of(dtype)), 1};
 }
 
-// numpy's bfloat16 where ml_dtypes is installed, else none. Looked up once; never freed, since the
-// interpreter may be gone when statics are destroyed.
-nb::handle numpy_bfloat16() {
-  static const nb::handle dtype = [] {
-    try {
-      return nb::object(nb::module_::import_("ml_dtypes").attr("bfloat16")).release();
-    } catch (nb::python_error& e) {
-      if (!e.matches(PyExc_ImportError)) throw;
-      return nb::none().release();
-    }
-  }();
-  return dtype;
+// A type that numpy lacks, where ml_dtypes is installed, else none. Looked up once; never freed,
+// since the interpreter may be gone when statics are destroyed.
+nb::handle find_ml_dtype(const char* name) {
+  try {
+    return nb::object(nb::module_::import_("ml_dtypes").attr(name)).release();
+  } catch (nb::python_error& e) {
+    if (!e.matches(PyExc_ImportError)) throw;
+    return nb::none().release();
+  }
+}
+nb::handle ml_dtype(DType dtype) {
+  static const nb::handle bfloat16 = find_ml_dtype("bfloat16");
+  static const nb::handle float8 = find_ml_dtype("float8_e4m3fn");
+  return dtype == DType::kBFloat16 ? bfloat16 : float8;
 }
 
 template <class Kind>
@@ -59,7 +61,13 @@ nb::object export_array(Framework framework, const TensorView& view, nb::handle 
   std::array<std::size_t, TensorView::kMaxRank> sizes;
   std::copy_n(view.shape.begin(), view.rank, sizes.begin());
   const std::span<const std::size_t> shape(sizes.data(), static_cast<std::size_t>(view.rank));
-  const nb::dlpack::dtype dtype = dlpack_dtype(view.dtype);
+  const bool is_float8 = view.dtype == DType::kFloat8E4M3;
+  const nb::dlpack::dtype dtype = is_float8 ? nb::dtype<std::uint8_t>() : dlpack_dtype(view.dtype);
+  if (framework == Framework::kTorch && is_float8) {
+    const nb::object bits =
+        export_as<nb::pytorch>(view.data, shape, view.strides.data(), dtype, owner, view.device);
+    return bits.attr("view")(loaded_module("torch").attr("float8_e4m3fn"));
+  }
   if (framework == Framework::kTorch) {
     return export_as<nb::pytorch>(view.data, shape, view.strides.data(), dtype, owner, view.device);
   }
@@ -70,14 +78,14 @@ nb::object export_array(Framework framework, const TensorView& view, nb::handle 
         export_as<nb::cupy>(view.data, shape, view.strides.data(), bits, owner, view.device),
         view.dtype);
   }
-  if (view.dtype != DType::kBFloat16) {
-    return export_as<nb::numpy>(view.data, shape, view.strides.data(), dtype, owner);
-  }
-  // The buffer protocol knows no bfloat16.
-  const nb::object bits = export_as<nb::numpy>(view.data, shape, view.strides.data(),
-                                               nb::dtype<std::uint16_t>(), owner);
-  const nb::handle bfloat16 = numpy_bfloat16();
-  return bfloat16.is_none() ? bits : nb::object(bits.attr("view")(bfloat16));
+  const bool is_bfloat16 = view.dtype == DType::kBFloat16;
+  // The buffer protocol knows neither bfloat16 nor 8 bits.
+  const nb::object bits =
+      export_as<nb::numpy>(view.data, shape, view.strides.data(),
+                           is_bfloat16 ? nb::dtype<std::uint16_t>() : dtype, owner);
+  if (!is_bfloat16 && !is_float8) return bits;
+  const nb::handle known = ml_dtype(view.dtype);
+  return known.is_none() ? bits : nb::object(bits.attr("view")(known));
 }
 
 nb::object export_counts(std::span<const std::int32_t> values, nb::handle owner) {

@@ -11,6 +11,8 @@ namespace {
 
 using ReadOnlyArray = nb::ndarray<nb::ro>;
 
+constexpr std::uint8_t kDLFloat8E4M3FN = 10;  // DLDataTypeCode
+
 bool is_jax_array(nb::handle object) {
   const std::string module =
       nb::cast<std::string>(nb::str(nb::getattr(object.type(), "__module__", nb::str(""))));
@@ -95,6 +97,9 @@ bool is_in_host_memory(const ReadOnlyArray& array) {
 }
 
 const char* names_of(Accepts accepts) {
+  if (accepts.float8) {
+    return "float32, float16, bfloat16 (its bits as uint16 will do) or float8_e4m3fn";
+  }
   if (accepts.float16 && accepts.bfloat16) {
     return "float32, float16 or bfloat16 (its bits as uint16 will do)";
   }
@@ -151,14 +156,24 @@ DType to_dtype(nb::handle dtype) {
   if (name == "float32" || name == "float") return DType::kFloat32;
   if (name == "float16" || name == "half") return DType::kFloat16;
   if (name == "bfloat16") return DType::kBFloat16;
+  if (name == "float8_e4m3fn") return DType::kFloat8E4M3;
   throw InvalidArgumentError(
-      concat("dtype: got ", name, "; expected float32, float16 or bfloat16"));
+      concat("dtype: got ", name, "; expected float32, float16, bfloat16 or float8_e4m3fn"));
 }
 
 Import import_array(nb::handle object, std::string_view name, Framework framework, Accepts accepts,
                     Access access) {
-  Import result{import_with(object, name, framework, access), {}};
+  // DLPack of many versions and the buffer protocol know no 8 bits.
+  const nb::object bits8 = float8_bits(object);
+  require(!bits8.is_valid() || accepts.float8, name, ": got float8_e4m3fn; expected ",
+          names_of(accepts));
+  Import result{import_with(bits8.is_valid() ? nb::handle(bits8) : object, name, framework, access),
+                {}};
   nb::dlpack::dltensor tensor = tensor_of(result.array);
+  if (bits8.is_valid()) {
+    // As a tensor of bytes, and then of what they mean.
+    tensor.dtype = nb::dlpack::dtype{kDLFloat8E4M3FN, 8, 1};
+  }
   if (tensor.dtype == nb::dtype<std::uint16_t>()) {
     tensor.dtype.code = static_cast<std::uint8_t>(nb::dlpack::dtype_code::Bfloat);
   }
@@ -167,7 +182,8 @@ Import import_array(nb::handle object, std::string_view name, Framework framewor
   const int bits = tensor.dtype.bits;
   const bool is_accepted = (code == Code::Float && bits == 32) ||
                            (code == Code::Float && bits == 16 && accepts.float16) ||
-                           (code == Code::Bfloat && bits == 16 && accepts.bfloat16);
+                           (code == Code::Bfloat && bits == 16 && accepts.bfloat16) ||
+                           bits8.is_valid();
   require(tensor.dtype.lanes == 1 && is_accepted, name, ": got ", dtype_name(result.array.dtype()),
           "; expected ", names_of(accepts));
   require(tensor.ndim >= 1 && tensor.ndim <= TensorView::kMaxRank, name, ": got ", tensor.ndim,

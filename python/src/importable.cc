@@ -94,6 +94,19 @@ nb::object loaded_module(const char* name) {
 bool is_torch_tensor(nb::handle object) { return is_instance_of(object, "torch", "Tensor"); }
 bool is_torch_dtype(nb::handle object) { return is_instance_of(object, "torch", "dtype"); }
 
+nb::object float8_bits(nb::handle object) {
+  const nb::object dtype = nb::getattr(object, "dtype", nb::none());
+  if (is_torch_tensor(object)) {
+    const nb::object torch = loaded_module("torch");
+    const nb::object float8 = nb::getattr(torch, "float8_e4m3fn", nb::none());  // old ones: none
+    if (float8.is_none() || !dtype.is(float8)) return {};
+    return object.attr("view")(torch.attr("uint8"));
+  }
+  const nb::object name = nb::getattr(dtype, "name", nb::none());
+  if (!nb::hasattr(object, "view") || !name.equal(nb::str("float8_e4m3fn"))) return {};
+  return object.attr("view")("uint8");
+}
+
 nb::object importable(nb::handle object, Framework framework) {
   if (is_torch_tensor(object)) {
     nb::object capsule = torch_capsule(object);

@@ -1,7 +1,11 @@
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 
+#include <optional>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "arguments.h"
 #include "bind_pool.h"
@@ -16,7 +20,7 @@ using namespace nb::literals;
 
 void init(Manager* self, const Int& num_pages, const Int& page_size, const Int& num_heads,
           const Int& head_dim, const Any& dtype, const Any& device, const Any& kv_layout,
-          const OptionalInt& head_dim_v, const Int& num_layers) {
+          const OptionalInt& head_dim_v, const Int& num_layers, const Any& kv_scaling) {
   KVCacheConfig config;
   config.num_pages = to_int64(num_pages, "num_pages");
   config.page_size = to_int(page_size, "page_size");
@@ -32,6 +36,7 @@ void init(Manager* self, const Int& num_pages, const Int& page_size, const Int& 
   config.dtype = to_dtype(dtype);
   config.device = to_device(device);
   config.kv_layout = to_kv_layout(kv_layout);
+  config.kv_scaling = to_kv_scaling(kv_scaling);
   const Framework framework = is_torch_dtype(dtype) ? Framework::kTorch : Framework::kNumpy;
   Manager manager;
   manager.framework = framework;
@@ -64,9 +69,10 @@ nb::tuple read_kv(const Manager& self, const Ints& page_indices, const Int& firs
   const std::int64_t held = static_cast<std::int64_t>(pages.size()) * config.page_size;
   require(count >= 0 && count <= held, "count: got ", count, " tokens; expected 0 to ", held,
           ", what the listed pages hold");
+  // Of 8 bits the values, in a type of their own.
+  const DType dtype = config.dtype == DType::kFloat8E4M3 ? DType::kFloat32 : config.dtype;
   const auto tokens = [&](int head_dim) {
-    return new_array(self.framework, config.device, config.dtype,
-                     {count, config.num_heads, head_dim});
+    return new_array(self.framework, config.device, dtype, {count, config.num_heads, head_dim});
   };
   const NewArray keys = tokens(config.head_dim), values = tokens(config.head_dim_v);
   self.manager->read_kv(pages, first, count, keys.view, values.view, layer, self.stream());
@@ -83,6 +89,12 @@ void write_kv(const Manager& self, const Ints& page_indices, const Int& first_to
   const int layer = to_int(layer_index, "layer");
   const std::int64_t count = k.view.rank == 0 ? 0 : k.view.shape[0];
   self.manager->write_kv(pages, first, count, k.view, v.view, layer, self.stream());
+}
+
+void set_kv_scales(const Manager& self, const Any& keys, const Any& values, const Int& layer) {
+  const std::vector<float> key_scales = to_floats(keys, "key_scales");
+  const std::vector<float> value_scales = to_floats(values, "value_scales");
+  self.manager->set_kv_scales(key_scales, value_scales, to_int(layer, "layer"));
 }
 
 void bind_attributes(nb::class_<Manager>& cls) {
@@ -116,6 +128,13 @@ void bind_attributes(nb::class_<Manager>& cls) {
                    "A live view; with from_tensors the caller's own object.")
       .def_prop_ro("value_cache", &value_cache, nb::sig("def value_cache(self) -> typing.Any"),
                    "As key_cache, with head_dim_v.")
+      .def_prop_ro(
+          "kv_scaling",
+          [=](const Manager& self) -> std::optional<std::string> {
+            if (config(self).dtype != DType::kFloat8E4M3) return std::nullopt;
+            return std::string(to_string(config(self).kv_scaling));
+          },
+          "\"fixed\" or \"per_token\" for a cache of float8_e4m3fn, else None.")
       .def_prop_ro(
           "pool",
           [](const Manager& self) {
@@ -158,6 +177,37 @@ void bind_tokens(nb::class_<Manager>& cls) {
           "float32.\n\n"
           "Raises InvalidArgumentError, having written nothing, for a range beyond the pages, a "
           "page to be written that is free, shared or listed twice, or tensors that do not fit.")
+      .def("set_kv_scales", &set_kv_scales, "key_scales"_a.none(), "value_scales"_a.none(),
+           "layer"_a.none() = 0,
+           nb::sig("def set_kv_scales(self, key_scales: float | collections.abc.Iterable[float], "
+                   "value_scales: float | collections.abc.Iterable[float], layer: "
+                   "typing.SupportsIndex = 0) -> None"),
+           "Sets the scales of one layer of a float8_e4m3fn cache with kv_scaling \"fixed\", which "
+           "are 1 until then: a number for all KV heads, or one for each.\n\n"
+           "Raises InvalidArgumentError, having changed nothing, for another cache or count, a "
+           "scale that is not positive, normal and finite, and while pages are in use.")
+      .def(
+          "key_scales",
+          [](nb::handle self, const Int& layer) {
+            const auto& manager = nb::cast<const Manager&>(self);
+            return export_array(manager.framework,
+                                manager.manager->key_scales(to_int(layer, "layer")), self);
+          },
+          "layer"_a.none() = 0,
+          nb::sig("def key_scales(self, layer: typing.SupportsIndex = 0) -> typing.Any"),
+          "The scales of a layer's keys, float32: [num_heads], or with kv_scaling \"per_token\" "
+          "shaped as key_cache without its last dimension. A live view.\n\n"
+          "Raises InvalidArgumentError for a cache without scales.")
+      .def(
+          "value_scales",
+          [](nb::handle self, const Int& layer) {
+            const auto& manager = nb::cast<const Manager&>(self);
+            return export_array(manager.framework,
+                                manager.manager->value_scales(to_int(layer, "layer")), self);
+          },
+          "layer"_a.none() = 0,
+          nb::sig("def value_scales(self, layer: typing.SupportsIndex = 0) -> typing.Any"),
+          "As key_scales, of the values.")
       .def(
           "copy_pages",
           [](const Manager& self, const Any& copies) {
@@ -190,12 +240,16 @@ void bind_manager(nb::module_& m) {
   nb::class_<Manager> cls(
       m, "PagedKVCacheManager", nb::type_slots(traverse_and_clear_slots<Manager>),
       "A page pool and its storage: keys and values of all layers under one page table.\n\n"
-      "dtype: float32, float16 or bfloat16, as a torch or numpy dtype or a name. With a torch "
+      "dtype: float32, float16, bfloat16 or float8_e4m3fn, as a torch or numpy dtype or a name. "
+      "With a torch "
       "dtype every array that comes back is a torch tensor, else a numpy array.\n"
       "device: \"cpu\", \"cuda:0\", a torch device, or an int, the index of a CUDA device; "
       "\"cuda\" is "
       "the current one.\n"
-      "kv_layout: \"NHD\" or \"HND\". head_dim_v: elements of a value, head_dim unless given.\n\n"
+      "kv_layout: \"NHD\" or \"HND\". head_dim_v: elements of a value, head_dim unless given.\n"
+      "kv_scaling, of float8_e4m3fn: \"fixed\" (scales of set_kv_scales, beyond which values "
+      "saturate) or \"per_token\" (scales of each token and KV head, which append_kv derives). "
+      "What goes in and comes out is float32, float16 or bfloat16.\n\n"
       "Raises InvalidArgumentError for sizes out of range, UnsupportedError for a device that this "
       "build cannot serve, MemoryError.\n\n"
       "On a CUDA device: float16 and bfloat16. With a torch dtype the storage is torch's, counted "
@@ -209,18 +263,22 @@ void bind_manager(nb::module_& m) {
   cls.def("__init__", &init, "num_pages"_a.none(), "page_size"_a.none(), "num_heads"_a.none(),
           "head_dim"_a.none(), "dtype"_a.none(), "device"_a.none(), "kv_layout"_a.none() = "NHD",
           nb::kw_only(), "head_dim_v"_a = nb::none(), "num_layers"_a.none() = 1,
+          "kv_scaling"_a.none() = "fixed",
           nb::sig("def __init__(self, num_pages: typing.SupportsIndex, page_size: "
                   "typing.SupportsIndex, num_heads: typing.SupportsIndex, head_dim: "
                   "typing.SupportsIndex, dtype: typing.Any, device: typing.Any, kv_layout: str = "
                   "'NHD', *, head_dim_v: typing.SupportsIndex | None = None, num_layers: "
-                  "typing.SupportsIndex = 1) -> None"));
-  cls.def_static("from_tensors", &from_tensors, "keys"_a.none(), "values"_a.none(), nb::kw_only(),
-                 "kv_layout"_a.none() = "NHD",
-                 nb::sig("def from_tensors(keys: typing.Any, values: typing.Any, *, kv_layout: str "
-                         "= 'NHD') -> PagedKVCacheManager"),
-                 "A manager over the caller's own tensors, one or a list of one a layer, shaped as "
-                 "key_cache.\n\nThey are borrowed, held and never cleared; every page starts free. "
-                 "Raises InvalidArgumentError for tensors that do not agree or are read-only.");
+                  "typing.SupportsIndex = 1, kv_scaling: str = 'fixed') -> None"));
+  cls.def_static(
+      "from_tensors", &from_tensors, "keys"_a.none(), "values"_a.none(), nb::kw_only(),
+      "kv_layout"_a.none() = "NHD", "key_scales"_a = nb::none(), "value_scales"_a = nb::none(),
+      nb::sig("def from_tensors(keys: typing.Any, values: typing.Any, *, kv_layout: str "
+              "= 'NHD', key_scales: typing.Any = None, value_scales: typing.Any = None) "
+              "-> PagedKVCacheManager"),
+      "A manager over the caller's own tensors, one or a list of one a layer, shaped as "
+      "key_cache; with key_scales and value_scales, float32 and likewise, kv_scaling is "
+      "\"per_token\".\n\nThey are borrowed, held and never cleared; every page starts free. "
+      "Raises InvalidArgumentError for tensors that do not agree or are read-only.");
   bind_pool_members(cls);
   bind_attributes(cls);
   cls.def(

@@ -79,10 +79,11 @@ void make_torch_storage(Manager& self, KVCacheConfig config) {
 
 // The views of one tensor per layer: of a list of tensors, or of one.
 std::vector<TensorView> import_layers(nb::handle tensors, std::string_view name,
-                                      Framework framework, std::vector<Import>& imports) {
+                                      Framework framework, Accepts accepts,
+                                      std::vector<Import>& imports) {
   std::vector<TensorView> views;
   const auto add = [&](nb::handle tensor) {
-    imports.push_back(import_array(tensor, name, framework, kEveryFloat, Access::kWrite));
+    imports.push_back(import_array(tensor, name, framework, accepts, Access::kWrite));
     views.push_back(imports.back().view);
   };
   if (nb::isinstance<nb::list>(tensors) || nb::isinstance<nb::tuple>(tensors)) {
@@ -110,16 +111,16 @@ void make_storage(Manager& self, const KVCacheConfig& config) {
   }
 }
 
-std::unique_ptr<Manager> from_tensors(const Array& keys, const Array& values,
-                                      const Any& kv_layout) {
+std::unique_ptr<Manager> from_tensors(const Array& keys, const Array& values, const Any& kv_layout,
+                                      const Any& key_scales, const Any& value_scales) {
   auto self = std::make_unique<Manager>();
   const nb::object first = first_tensor(keys);
   self->framework = framework_of(first);
-  const auto import = [&](const Any& tensors, const char* name) {
-    return import_layers(tensors, name, self->framework, self->imports);
+  const auto import = [&](const Any& tensors, const char* name, Accepts accepts) {
+    return import_layers(tensors, name, self->framework, accepts, self->imports);
   };
-  const std::vector<TensorView> key_views = import(keys, "keys");
-  const std::vector<TensorView> value_views = import(values, "values");
+  const std::vector<TensorView> key_views = import(keys, "keys", kEveryCache);
+  const std::vector<TensorView> value_views = import(values, "values", kEveryCache);
   const TensorView &k = key_views.front(), &v = value_views.front();
   require(k.rank == 4 && v.rank == 4, "keys, values: got ", k.to_string(), " and ", v.to_string(),
           "; expected one tensor a layer, [num_pages, page_size, num_heads, head_dim] for NHD or "
@@ -135,7 +136,14 @@ std::unique_ptr<Manager> from_tensors(const Array& keys, const Array& values,
   config.num_layers = narrow<int>(static_cast<std::int64_t>(key_views.size()), "num_layers");
   config.dtype = k.dtype;
   config.device = k.device;
-  self->manager = PagedKVCacheManager::from_tensors(key_views, value_views, config);
+  std::vector<TensorView> scales[2];
+  if (!key_scales.is_none() || !value_scales.is_none()) {
+    config.kv_scaling = KVScaling::kPerToken;
+    if (!key_scales.is_none()) scales[0] = import(key_scales, "key_scales", kFloat32Only);
+    if (!value_scales.is_none()) scales[1] = import(value_scales, "value_scales", kFloat32Only);
+  }
+  self->manager =
+      PagedKVCacheManager::from_tensors(key_views, value_views, config, scales[0], scales[1]);
 
   const auto attribute = [&](const char* name, const std::string& otherwise) {
     return nb::getattr(first, name, nb::str(otherwise.c_str()));

@@ -13,7 +13,9 @@ namespace seqattn::python {
 void make_storage(Manager& self, const KVCacheConfig& config);
 
 // A manager over the caller's tensors: one, or a list of one a layer.
-std::unique_ptr<Manager> from_tensors(const Any& keys, const Any& values, const Any& kv_layout);
+// Scales, where they are not None, likewise.
+std::unique_ptr<Manager> from_tensors(const Any& keys, const Any& values, const Any& kv_layout,
+                                      const Any& key_scales, const Any& value_scales);
 
 // All layers of the keys, or of the values.
 nb::object key_cache(const Manager& self);

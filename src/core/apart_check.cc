@@ -93,11 +93,15 @@ void check_apart_from_cache(const NamedTensor& tensor, std::span<const Plane> pl
   const auto [begin, end] = byte_range(tensor.tensor);
   const std::less<const std::byte*> before;
   for (std::size_t i = 0; i < planes.size(); ++i) {
-    const Plane& plane = planes[i];
-    if (plane.num_pages == 0 || !before(begin, plane.end()) || !before(plane.data, end)) continue;
-    throw InvalidArgumentError(concat(tensor.name, ": shares memory with the ", kind_of(i),
-                                      " cache of layer ", i / 2,
-                                      "; expected a tensor apart from the cache"));
+    const auto check = [&](const Plane& plane, const char* what) {
+      if (!before(begin, plane.end()) || !before(plane.data, end)) return;
+      throw InvalidArgumentError(concat(tensor.name, ": shares memory with the ", kind_of(i), what,
+                                        " of layer ", i / 2,
+                                        "; expected a tensor apart from the cache"));
+    };
+    if (planes[i].num_pages == 0) continue;
+    check(planes[i], " cache");
+    if (planes[i].scales.data != nullptr) check(planes[i].scale_plane(), " scales");
   }
 }
 

@@ -17,7 +17,8 @@
 namespace seqattn {
 
 // One tensor of one layer's storage: keys, or values. Strides are in bytes; a token of one head is
-// `head_dim` contiguous elements. Copies, appends and reads walk planes and ask no more of them.
+// `head_dim` contiguous elements. Copies, appends and reads walk planes and ask no more of them;
+// scales that follow tokens go where their elements go.
 struct Plane {
   std::byte* data = nullptr;
   DType dtype = DType::kFloat16;
@@ -29,15 +30,49 @@ struct Plane {
   std::int64_t token_stride = 0;
   std::int64_t head_stride = 0;
 
+  // Of 8-bit elements: one float for each token and head, or for each head.
+  struct Scales {
+    float* data = nullptr;  // null: elements are what they are
+    std::int64_t page_stride = 0, token_stride = 0, head_stride = 0;  // in floats
+    bool per_token = false;
+  } scales = {};
+
   std::byte* slot(PageId page, std::int64_t token, std::int64_t head) const noexcept {
     return data + page * page_stride + token * token_stride + head * head_stride;
   }
+  float& scale(PageId page, std::int64_t token, std::int64_t head) const noexcept {
+    return scales
+        .data[page * scales.page_stride + token * scales.token_stride + head * scales.head_stride];
+  }
+  // The scales as a plane of their own, and the elements without them, for those who move bytes.
+  // Where scales are of heads alone, every token of the former is the same one. REQUIRES scales.
+  Plane scale_plane() const noexcept;
+  Plane without_scales() const noexcept;
   // Behind the last slot. REQUIRES num_pages > 0.
   const std::byte* end() const noexcept {
     return slot(static_cast<PageId>(num_pages - 1), page_size - 1, num_heads - 1) +
            head_dim * size_of(dtype);
   }
 };
+
+inline Plane Plane::scale_plane() const noexcept {
+  constexpr auto kBytes = static_cast<std::int64_t>(sizeof(float));
+  return {.data = reinterpret_cast<std::byte*>(scales.data),
+          .dtype = DType::kFloat32,
+          .num_pages = num_pages,
+          .page_size = page_size,
+          .num_heads = num_heads,
+          .head_dim = 1,
+          .page_stride = scales.page_stride * kBytes,
+          .token_stride = scales.token_stride * kBytes,
+          .head_stride = scales.head_stride * kBytes};
+}
+
+inline Plane Plane::without_scales() const noexcept {
+  Plane plane = *this;
+  plane.scales = {};
+  return plane;
+}
 
 // Tokens [first, first + count) of the sequence with these pages <-> rows [row, row + count) of a
 // tensor.
@@ -81,7 +116,8 @@ class Backend {
   virtual void move_tokens(std::span<const Plane> planes, std::span<const TokenMove> moves,
                            Stream stream) = 0;
   // planes[i] <- tensors[i] and tensors[i] <- planes[i]; tensors are [rows, num_heads, head_dim],
-  // plane dtype or float32.
+  // plane dtype or float32. Elements with scales are divided by them, which are first made where
+  // they follow tokens, or multiplied: the tensor is float16, bfloat16 or float32.
   virtual void write_tokens(std::span<const Plane> planes, std::span<const TensorView> tensors,
                             std::span<const TokenRange> ranges, Stream stream) = 0;
   virtual void read_tokens(std::span<const Plane> planes, std::span<const TensorView> tensors,

@@ -19,6 +19,8 @@ namespace {
 
 constexpr std::int64_t kMaxBytes = std::int64_t{1} << 62;
 
+bool has_scales(const KVCacheConfig& config) noexcept { return config.dtype == DType::kFloat8E4M3; }
+
 // Bytes of one layer's keys (or values), all pages, with head_dim as given; above kMaxBytes when
 // they are too many.
 std::int64_t layer_bytes(const KVCacheConfig& config, int head_dim) noexcept {
@@ -41,6 +43,9 @@ KVCacheConfig checked(KVCacheConfig config) {
   at_least("head_dim", config.head_dim, 1);
   at_least("head_dim_v", config.head_dim_v, 1);
   at_least("num_layers", config.num_layers, 1);
+  require(config.kv_scaling == KVScaling::kFixed || has_scales(config), "kv_scaling: got '",
+          to_string(config.kv_scaling), "' for ", to_string(config.dtype),
+          "; expected 'fixed': float8_e4m3fn alone has scales");
   const std::int64_t most = kMaxBytes / config.num_layers;
   KVCacheConfig with_pages = config;  // a page has to fit even where there are none
   with_pages.num_pages = std::max<std::int64_t>(config.num_pages, 1);
@@ -145,11 +150,18 @@ PagedKVCacheManager::PagedKVCacheManager(const KVCacheConfig& config)
       planes_.push_back(make_plane(cache, config_.kv_layout));
     }
   }
+  if (!has_scales(config_)) return;
+  if (config_.kv_scaling == KVScaling::kPerToken) {
+    add_token_scales();
+  } else {
+    add_fixed_scales();
+  }
 }
 
 std::unique_ptr<PagedKVCacheManager> PagedKVCacheManager::from_tensors(
     std::span<const TensorView> keys, std::span<const TensorView> values,
-    const KVCacheConfig& config) {
+    const KVCacheConfig& config, std::span<const TensorView> key_scales,
+    std::span<const TensorView> value_scales) {
   std::unique_ptr<PagedKVCacheManager> manager(new PagedKVCacheManager(config, Borrowed{}));
   const KVCacheConfig& resolved = manager->config_;
   const auto num_layers = static_cast<std::size_t>(resolved.num_layers);
@@ -169,6 +181,10 @@ std::unique_ptr<PagedKVCacheManager> PagedKVCacheManager::from_tensors(
     add("values", layer, values[layer], resolved.head_dim_v);
   }
   check_layers_apart(manager->planes_);
+  manager->borrow_token_scales(key_scales, value_scales);
+  if (has_scales(resolved) && resolved.kv_scaling == KVScaling::kFixed) {
+    manager->add_fixed_scales();
+  }
   return manager;
 }
 
@@ -287,9 +303,10 @@ void PagedKVCacheManager::enqueue_moves(std::span<const TokenMove> moves, Stream
 void PagedKVCacheManager::synchronize(Stream stream) const { backend_.synchronize(stream); }
 
 std::int64_t PagedKVCacheManager::bytes_per_page() const noexcept {
-  const std::int64_t elements = std::int64_t{config_.page_size} * config_.num_heads *
-                                (std::int64_t{config_.head_dim} + config_.head_dim_v);
-  return elements * size_of(config_.dtype) * config_.num_layers;
+  const std::int64_t slots = std::int64_t{config_.page_size} * config_.num_heads;
+  const std::int64_t elements = std::int64_t{config_.head_dim} + config_.head_dim_v;
+  const std::int64_t of_scales = config_.kv_scaling == KVScaling::kPerToken ? 2 * sizeof(float) : 0;
+  return slots * (elements * size_of(config_.dtype) + of_scales) * config_.num_layers;
 }
 
 std::string PagedKVCacheManager::to_string() const {
@@ -299,6 +316,8 @@ std::string PagedKVCacheManager::to_string() const {
                 ", num_layers=", config_.num_layers, ", dtype=", seqattn::to_string(config_.dtype),
                 ", device=", seqattn::to_string(config_.device),
                 ", kv_layout=", seqattn::to_string(config_.kv_layout),
+                has_scales(config_) ? ", kv_scaling=" : "",
+                has_scales(config_) ? seqattn::to_string(config_.kv_scaling) : "",
                 ", available=", available_pages_count(), ")");
 }
 

@@ -25,6 +25,7 @@ constexpr std::uint32_t kVersion = 1;
 // Large enough that launches on a device and barriers of threads do not count.
 constexpr std::int64_t kRecordBytes = std::int64_t{1} << 22;
 constexpr std::int64_t kMaxBytes = std::int64_t{1} << 62;
+constexpr auto kScaleBytes = static_cast<std::int64_t>(sizeof(float));
 constexpr std::size_t kChecksumAt = kStateHeaderBytes - kChecksumBytes;
 
 // The fields of a header, one after the other.
@@ -62,7 +63,8 @@ template <class... Parts>
 }
 
 // The numbers of a dtype in the file; those of the enum may change.
-constexpr std::array kDTypes = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+constexpr std::array kDTypes = {DType::kFloat32, DType::kFloat16, DType::kBFloat16,
+                                DType::kFloat8E4M3};
 
 std::uint32_t code_of(DType dtype) noexcept {
   return static_cast<std::uint32_t>(std::find(kDTypes.begin(), kDTypes.end(), dtype) -
@@ -92,13 +94,15 @@ bool is_sound(const SequenceStateInfo& info) noexcept {
 StateRecords::StateRecords(const SequenceStateInfo& info) noexcept
     : key_bytes(std::int64_t{info.num_heads} * info.head_dim * size_of(info.dtype)),
       value_bytes(std::int64_t{info.num_heads} * info.head_dim_v * size_of(info.dtype)),
-      most_tokens(std::max<std::int64_t>(kRecordBytes / (key_bytes + value_bytes), 1)) {}
+      scale_bytes(info.dtype == DType::kFloat8E4M3 ? info.num_heads * kScaleBytes : 0),
+      most_tokens(std::max<std::int64_t>(kRecordBytes / token_bytes(), 1)) {}
 
 std::int64_t state_bytes(const SequenceStateInfo& info) noexcept {
   // In 128 bits: four factors below 2^31, or two of them and a number of tokens, fit one by one.
   using Wide = __int128;
-  const Wide token =
-      Wide{info.num_heads} * (Wide{info.head_dim} + info.head_dim_v) * size_of(info.dtype);
+  const Wide elements = (Wide{info.head_dim} + info.head_dim_v) * size_of(info.dtype);
+  const std::int64_t scales = info.dtype == DType::kFloat8E4M3 ? 2 * kScaleBytes : 0;
+  const Wide token = Wide{info.num_heads} * (elements + scales);
   if (token * info.num_layers > kMaxBytes) return -1;
   if (info.num_kv_tokens > kMaxBytes / (token * info.num_layers)) return -1;
   const StateRecords records(info);

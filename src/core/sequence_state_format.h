@@ -10,7 +10,8 @@
 
 // The bytes of a saved sequence (docs/sequence_state.md): a header, then records. Layer by layer, a
 // record holds the keys of a run of tokens, [n, num_heads, head_dim], then their values, then a
-// checksum.
+// checksum. In front of elements of 8 bits are the scales of the keys and those of the values,
+// [n, num_heads] floats each.
 namespace seqattn {
 
 inline constexpr std::size_t kStateHeaderBytes = 104;
@@ -21,11 +22,13 @@ using StateHeader = std::array<std::byte, kStateHeaderBytes>;
 struct StateRecords {
   explicit StateRecords(const SequenceStateInfo& info) noexcept;
 
-  std::int64_t key_bytes = 0;                // of a token
-  std::int64_t value_bytes = 0;              // likewise
-  std::int64_t most_tokens = 0;              // of a record; the last one of a layer may have fewer
+  std::int64_t key_bytes = 0;    // of a token
+  std::int64_t value_bytes = 0;  // likewise
+  std::int64_t scale_bytes = 0;  // of a token's key, and as many of its value
+  std::int64_t most_tokens = 0;  // of a record; the last one of a layer may have fewer
+  std::int64_t token_bytes() const noexcept { return key_bytes + value_bytes + 2 * scale_bytes; }
   std::int64_t max_bytes() const noexcept {  // of a record, checksum included
-    return most_tokens * (key_bytes + value_bytes) + static_cast<std::int64_t>(kChecksumBytes);
+    return most_tokens * token_bytes() + static_cast<std::int64_t>(kChecksumBytes);
   }
 };
 

@@ -6,6 +6,7 @@
 #include "atomic_file.h"
 #include "grow_transaction.h"
 #include "message.h"
+#include "seqattn/float8.h"
 #include "seqattn/half.h"
 #include "seqattn/paged_kv_cache_manager.h"
 #include "seqattn/sequence_state.h"
@@ -77,7 +78,7 @@ void check_shape(const SequenceStateInfo& info, const KVCacheConfig& config,
   equal("head_dim_v", info.head_dim_v, config.head_dim_v);
 }
 
-// Elements of a 16-bit type to float32.
+// Elements of 16 bits to float32.
 void widen(DType dtype, std::span<const std::byte> from, float* to) {
   const auto* const bits = reinterpret_cast<const std::uint16_t*>(from.data());
   const std::size_t count = from.size() / sizeof *bits;
@@ -88,30 +89,53 @@ void widen(DType dtype, std::span<const std::byte> from, float* to) {
   }
 }
 
+// Likewise of 8 bits, a record's of `count` tokens, by their scales.
+void multiply_scales(const SequenceStateInfo& info, std::int64_t count, const std::byte* from,
+                     float* to) {
+  const std::int64_t num_scales = count * info.num_heads;
+  const auto* scale = reinterpret_cast<const float*>(from);
+  const auto* bits = reinterpret_cast<const std::uint8_t*>(scale + 2 * num_scales);
+  for (const int head_dim : {info.head_dim, info.head_dim_v}) {
+    for (std::int64_t i = 0; i < num_scales; ++i, ++scale, bits += head_dim, to += head_dim) {
+      std::transform(bits, bits + head_dim, to,
+                     [&](std::uint8_t b) { return from_float8_e4m3(b) * *scale; });
+    }
+  }
+}
+
 // Brings the records into the pages. What the cache does not take as it is goes through float32.
 void read_tokens(StateReader& reader, PagedKVCacheManager& manager, std::span<const PageId> pages,
                  Stream stream) {
   const SequenceStateInfo& info = reader.info();
   const KVCacheConfig& config = manager.config();
-  const bool widens = info.dtype != config.dtype && info.dtype != DType::kFloat32;
+  const bool is_same = info.dtype == config.dtype && config.kv_scaling != KVScaling::kFixed;
+  const bool has_scales = info.dtype == DType::kFloat8E4M3;
+  const bool widens =
+      has_scales ? !is_same : info.dtype != config.dtype && info.dtype != DType::kFloat32;
   const StateRecords records(info);
   const std::int64_t most = std::min(records.most_tokens, info.num_kv_tokens);
   TokenBuffer buffer(config, widens ? DType::kFloat32 : info.dtype, most, kChecksumBytes);
-  const std::int64_t token_bytes = records.key_bytes + records.value_bytes;
   std::vector<std::byte> narrow(
-      widens ? static_cast<std::size_t>(most * token_bytes) + kChecksumBytes : 0);
+      widens ? static_cast<std::size_t>(most * records.token_bytes()) + kChecksumBytes : 0);
   for_each_record(info, [&](int layer, std::int64_t first, std::int64_t count) {
-    const std::span record(widens ? narrow.data() : buffer.host(),
-                           static_cast<std::size_t>(count * token_bytes) + kChecksumBytes);
+    const std::span record(
+        widens ? narrow.data() : buffer.host(),
+        static_cast<std::size_t>(count * records.token_bytes()) + kChecksumBytes);
     reader.read_record(record);
-    if (widens) {
-      widen(info.dtype, record.first(record.size() - kChecksumBytes),
-            reinterpret_cast<float*>(buffer.host()));
+    auto* const floats = reinterpret_cast<float*>(buffer.host());
+    if (widens && has_scales) {
+      multiply_scales(info, count, record.data(), floats);
+    } else if (widens) {
+      widen(info.dtype, record.first(record.size() - kChecksumBytes), floats);
     }
     buffer.to_device(count, stream);
     const PageSlice slice = slice_of(pages, config.page_size, first, count);
-    manager.write_kv(slice.pages, slice.first, count, buffer.keys(count), buffer.values(count),
-                     layer, stream);
+    if (has_scales && !widens) {
+      StoredTokens{manager, slice, layer, stream}.write(buffer, count);
+    } else {
+      manager.write_kv(slice.pages, slice.first, count, buffer.keys(count), buffer.values(count),
+                       layer, stream);
+    }
   });
 }
 
@@ -142,7 +166,7 @@ void verify(ByteSource& source) {
   StateReader reader(source);
   const SequenceStateInfo& info = reader.info();
   const StateRecords records(info);
-  const std::int64_t token_bytes = records.key_bytes + records.value_bytes;
+  const std::int64_t token_bytes = records.token_bytes();
   const std::int64_t most = std::min(records.most_tokens, info.num_kv_tokens);
   std::vector<std::byte> record(static_cast<std::size_t>(most * token_bytes) + kChecksumBytes);
   for_each_record(info, [&](int, std::int64_t, std::int64_t count) {

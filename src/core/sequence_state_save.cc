@@ -53,7 +53,7 @@ SequenceStateInfo sequence_state_info(const CacheDescriptor& descriptor, SeqId s
 }
 
 void save_sequence(const CacheDescriptor& descriptor, SeqId seq_id, ByteSink& sink, Stream stream) {
-  const PagedKVCacheManager& manager = manager_of(descriptor, "save_sequence");
+  PagedKVCacheManager& manager = manager_of(descriptor, "save_sequence");
   const KVCacheConfig& config = manager.config();
   const SequenceStateInfo info = sequence_state_info(descriptor, seq_id);
   const auto pages = descriptor.pages(seq_id);
@@ -64,8 +64,12 @@ void save_sequence(const CacheDescriptor& descriptor, SeqId seq_id, ByteSink& si
   TokenBuffer buffer(config, config.dtype, most, kChecksumBytes);
   for_each_record(info, [&](int layer, std::int64_t first, std::int64_t count) {
     const PageSlice slice = slice_of(pages, config.page_size, first, count);
-    manager.read_kv(slice.pages, slice.first, count, buffer.keys(count), buffer.values(count),
-                    layer, stream);
+    if (config.dtype == DType::kFloat8E4M3) {
+      StoredTokens{manager, slice, layer, stream}.read(buffer, count);
+    } else {
+      manager.read_kv(slice.pages, slice.first, count, buffer.keys(count), buffer.values(count),
+                      layer, stream);
+    }
     buffer.to_host(count, stream);
     const std::span payload(buffer.host(), static_cast<std::size_t>(buffer.num_bytes(count)));
     seed = state_checksum(payload, seed);

@@ -12,8 +12,20 @@
 namespace seqattn {
 namespace {
 
+// 8-bit elements mean nothing without their scales: whoever has a choice gives and takes others.
+bool stands_for_others(const TensorSpec& spec) noexcept {
+  return spec.or_float32 && spec.dtype == DType::kFloat8E4M3;
+}
+
+bool fits(const TensorSpec& spec, DType dtype) noexcept {
+  if (stands_for_others(spec)) return dtype != DType::kFloat8E4M3;
+  return dtype == spec.dtype || (spec.or_float32 && dtype == DType::kFloat32);
+}
+
 std::string expected(const TensorSpec& spec) {
-  return concat("expected ", to_string(spec.dtype),
+  const std::string_view dtype =
+      stands_for_others(spec) ? "float16, bfloat16" : to_string(spec.dtype);
+  return concat("expected ", dtype,
                 spec.or_float32 && spec.dtype != DType::kFloat32 ? " or float32 " : " ",
                 shape_to_string(spec.shape), " on ", to_string(spec.device));
 }
@@ -63,7 +75,7 @@ void check_tensor(const TensorView& tensor, const TensorSpec& spec) {
   const std::span<const std::int64_t> shape(tensor.shape.data(),
                                             static_cast<std::size_t>(tensor.rank));
   check(std::equal(shape.begin(), shape.end(), spec.shape.begin(), spec.shape.end()));
-  check(tensor.dtype == spec.dtype || (spec.or_float32 && tensor.dtype == DType::kFloat32));
+  check(fits(spec, tensor.dtype));
   check(tensor.device == spec.device);
   if (tensor.num_elements() == 0) return;
   check(tensor.data != nullptr, " with data, not a null pointer");

@@ -15,7 +15,7 @@ struct TensorSpec {
   std::string_view name;
   ListView<std::int64_t> shape;
   DType dtype = DType::kFloat32;
-  bool or_float32 = false;  // float32 will do as well
+  bool or_float32 = false;  // float32 will do as well; for 8 bits, instead, as 16 bits will
   Device device = {};
   bool output = false;  // written: refuses read-only tensors and slots that share memory
 };

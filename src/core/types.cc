@@ -10,6 +10,8 @@ std::string_view to_string(DType dtype) noexcept {
       return "float16";
     case DType::kBFloat16:
       return "bfloat16";
+    case DType::kFloat8E4M3:
+      return "float8_e4m3fn";
   }
   return "unknown dtype";
 }
@@ -22,6 +24,16 @@ std::string_view to_string(KVLayout layout) noexcept {
       return "HND";
   }
   return "unknown layout";
+}
+
+std::string_view to_string(KVScaling scaling) noexcept {
+  switch (scaling) {
+    case KVScaling::kFixed:
+      return "fixed";
+    case KVScaling::kPerToken:
+      return "per_token";
+  }
+  return "unknown scaling";
 }
 
 std::string to_string(Device device) {

@@ -12,6 +12,7 @@
 #include "bfloat16_steps-inl.h"
 #include "hwy/highway.h"
 #include "products-inl.h"
+#include "scales-inl.h"
 #include "simd_math-inl.h"
 #include "softmax-inl.h"
 #include "store-inl.h"
@@ -106,7 +107,7 @@ void start_tile(const AttentionCall& call, const TileProgress& progress, const S
   if (uses_unit<T>(call)) {
     load_bfloat16_queries(call, progress, shape, scratch);
   } else {
-    load_queries<T>(call, progress, shape, scratch);
+    load_queries(call, progress, shape, scratch);
   }
   std::fill_n(progress.max, shape.width, kMinusInfinity);
   std::fill_n(progress.sum, shape.width, 0.0f);
@@ -123,6 +124,7 @@ void attend_tokens(const AttentionCall& call, const TileProgress& progress, cons
   } else {
     compute_scores<T>(call, progress, shape, tokens, next, scratch);
   }
+  if (has_scales(call)) scale_scores(shape, tokens, scratch.scores);
   if (call.shape.logits_soft_cap > 0) {
     cap_scores(call, shape, tokens.padded_count, scratch.scores);
   }
@@ -130,6 +132,7 @@ void attend_tokens(const AttentionCall& call, const TileProgress& progress, cons
   if (!all_visible) hide_by_position(call, tile, shape, tokens, scratch);
   if (tile.row.num_masked_keys > 0) hide_by_mask(call, tile, shape, tokens, scratch.scores);
   update_softmax(progress, shape, tokens.padded_count, scratch);
+  if (has_scales(call)) scale_weights(shape, tokens, all_visible, scratch.scores);
   if (uses_unit<T>(call)) {
     accumulate_bfloat16_values(call, shape, tokens, next, all_visible, scratch, progress.out);
   } else {
@@ -181,7 +184,7 @@ std::int64_t num_scratch_floats(const AttentionShape& shape, int max_tiles) {
 
 template <class T>
 const TileFunctions* functions_of() {
-  static constexpr TileFunctions functions{num_scratch_floats, attend<T>, store_tile<T>};
+  static constexpr TileFunctions functions{num_scratch_floats, attend<T>, store_tile};
   return &functions;
 }
 
@@ -195,6 +198,8 @@ const TileFunctions* functions(DType kv_dtype) {
       return functions_of<hwy::float16_t>();
     case DType::kBFloat16:
       return functions_of<hwy::bfloat16_t>();
+    case DType::kFloat8E4M3:
+      return functions_of<Float8>();
   }
   return nullptr;
 }

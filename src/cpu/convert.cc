@@ -36,6 +36,8 @@ Conversion conversion_from(DType to) {
       return convert<From, hwy::float16_t>;
     case DType::kBFloat16:
       return convert<From, hwy::bfloat16_t>;
+    case DType::kFloat8E4M3:
+      break;
   }
   return nullptr;
 }
@@ -50,6 +52,8 @@ Conversion find_conversion(DType from, DType to) {
       return conversion_from<hwy::float16_t>(to);
     case DType::kBFloat16:
       return conversion_from<hwy::bfloat16_t>(to);
+    case DType::kFloat8E4M3:
+      break;
   }
   return nullptr;
 }
@@ -72,7 +76,7 @@ void copy(const void* from, void* to, std::int64_t count) {
 HWY_EXPORT(find_conversion);
 
 Conversion conversion(DType from, DType to) {
-  if (from == to) return size_of(from) == 4 ? copy<4> : copy<2>;
+  if (from == to) return size_of(from) == 4 ? copy<4> : size_of(from) == 2 ? copy<2> : copy<1>;
   return HWY_DYNAMIC_DISPATCH(find_conversion)(from, to);
 }
 

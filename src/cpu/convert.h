@@ -10,7 +10,8 @@ namespace seqattn {
 // bits round to nearest, ties to even.
 using Conversion = void (*)(const void* from, void* to, std::int64_t count);
 
-// Between equal types it is a copy of bytes. The instruction set is this machine's best.
+// Between equal types it is a copy of bytes. REQUIRES others than 8 bits otherwise: those have
+// scales (quantise.h). The instruction set is this machine's best.
 Conversion conversion(DType from, DType to);
 
 }  // namespace seqattn

@@ -6,7 +6,9 @@
 #include <cstring>
 #include <limits>
 
+#include "float8.h"
 #include "hwy/highway.h"
+#include "seqattn/float8.h"
 #include "seqattn/half.h"
 
 #if defined(SEQATTN_CPU_SIMD_MATH_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -37,6 +39,7 @@ inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 using HalfTag = hn::Rebind<hwy::float16_t, FloatTag>;
 using BitsTag = hn::Rebind<std::uint16_t, FloatTag>;
+using ByteTag = hn::Rebind<std::uint8_t, FloatTag>;
 using WideBitsTag = hn::Rebind<std::uint32_t, FloatTag>;
 
 HWY_INLINE hn::Vec<WideBitsTag> load_bits(const void* from) {
@@ -67,6 +70,19 @@ HWY_INLINE Floats load(const hwy::float16_t* from) {
 #endif
 }
 
+HWY_INLINE Floats load(const Float8* from) {
+  const WideBitsTag wide;
+  const auto bits = hn::PromoteTo(wide, hn::LoadU(ByteTag(), &from->bits));
+  const auto magnitude = hn::And(bits, hn::Set(wide, 0x7fu));
+  const auto sign = hn::ShiftLeft<24>(hn::Xor(bits, magnitude));
+  const Floats value =
+      hn::Mul(hn::BitCast(kFloatTag, hn::ShiftLeft<20>(magnitude)), hn::Set(kFloatTag, 0x1p120f));
+  // Where the largest magnitude, 480 by its bits, stands for NaN.
+  const auto is_number = hn::Lt(value, hn::Set(kFloatTag, 480.0f));
+  const Floats nan = hn::Set(kFloatTag, std::numeric_limits<float>::quiet_NaN());
+  return hn::Or(hn::IfThenElse(is_number, value, nan), hn::BitCast(kFloatTag, sign));
+}
+
 // count < kLanes elements; zeros in the other lanes.
 template <class T>
 HWY_INLINE Floats load_some(const T* from, std::size_t count) {
@@ -77,7 +93,7 @@ HWY_INLINE Floats load_some(const T* from, std::size_t count) {
 
 HWY_INLINE void store(Floats value, float* to) { hn::StoreU(value, kFloatTag, to); }
 
-// Both round to nearest even, as half.h does.
+// These round to nearest even, as half.h does.
 HWY_INLINE void store(Floats value, hwy::bfloat16_t* to) {
   float lanes[kLanes];
   store(value, lanes);
@@ -95,6 +111,13 @@ HWY_INLINE void store(Floats value, hwy::float16_t* to) {
     std::memcpy(to + i, &bits, sizeof bits);
   }
 #endif
+}
+
+// As float8.h does.
+HWY_INLINE void store(Floats value, Float8* to) {
+  float lanes[kLanes];
+  store(value, lanes);
+  for (std::size_t i = 0; i < kLanes; ++i) to[i].bits = to_float8_e4m3(lanes[i]);
 }
 
 template <class T>

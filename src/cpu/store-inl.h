@@ -10,6 +10,7 @@
 #include "hwy/highway.h"
 #include "simd_math-inl.h"
 #include "tile_state-inl.h"
+#include "unpack-inl.h"
 
 #if defined(SEQATTN_CPU_STORE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef SEQATTN_CPU_STORE_INL_H_
@@ -49,9 +50,8 @@ inline double merge_weights(std::span<const SoftmaxState> parts, int row, double
   return (subtracted + std::log2(sum)) / static_cast<double>(kLog2E);
 }
 
-template <class T>
-void store_tile(const AttentionCall& call, const QueryTile& tile,
-                std::span<const SoftmaxState> parts) {
+inline void store_tile(const AttentionCall& call, const QueryTile& tile,
+                       std::span<const SoftmaxState> parts) {
   const int group = call.shape.group_size();
   const std::size_t dim = call.shape.head_dim_v;
   const std::size_t stride = padded_dim(call.shape.head_dim_v);
@@ -75,11 +75,7 @@ void store_tile(const AttentionCall& call, const QueryTile& tile,
       for (std::size_t i = 0; i < parts.size(); ++i) {
         sum = hn::MulAdd(load(parts[i].out + r * stride + d), hn::Set(kFloatTag, weights[i]), sum);
       }
-      if (call.out.dtype == DType::kFloat32) {
-        store_row(sum, static_cast<float*>(call.out.data) + offset, d, dim);
-      } else {
-        store_row(sum, static_cast<T*>(call.out.data) + offset, d, dim);
-      }
+      with_elements(call.out, offset, [&](auto* to) HWY_ATTR { store_row(sum, to, d, dim); });
     }
   }
 }

@@ -129,7 +129,24 @@ struct TokenTile {
   int padded_count = 0;
   std::array<const std::byte*, kTileTokens> keys;
   std::array<const std::byte*, kTileTokens> values;
+  std::array<float, kTileTokens> key_scales;  // of elements that have them; likewise
+  std::array<float, kTileTokens> value_scales;
 };
+
+inline bool has_scales(const AttentionCall& call) { return call.keys.scales.data != nullptr; }
+
+inline void locate_scales(const AttentionCall& call, const QueryTile& tile, TokenTile& tokens) {
+  const int page_size = call.keys.page_size;
+  const PageId* const pages = call.plan.page_indices.data() + tile.row.page_begin;
+  tokens.key_scales.fill(0);
+  tokens.value_scales.fill(0);
+  for (int t = 0; t < tokens.count; ++t) {
+    const PageId page = pages[(tokens.begin + t) / page_size];
+    const std::int64_t slot = (tokens.begin + t) % page_size;
+    tokens.key_scales[static_cast<std::size_t>(t)] = call.keys.scale(page, slot, tile.kv_head);
+    tokens.value_scales[static_cast<std::size_t>(t)] = call.values.scale(page, slot, tile.kv_head);
+  }
+}
 
 inline void locate_tokens(const AttentionCall& call, const QueryTile& tile, std::int64_t begin,
                           std::int64_t end, TokenTile& tokens) {
@@ -149,6 +166,7 @@ inline void locate_tokens(const AttentionCall& call, const QueryTile& tile, std:
     }
   }
   for (int t = tokens.count; t < kTileTokens; ++t) tokens.keys[t] = tokens.values[t] = kZeros;
+  if (has_scales(call)) locate_scales(call, tile, tokens);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "convert.h"
+#include "quantise.h"
 #include "threads.h"
 
 namespace seqattn {
@@ -23,6 +24,13 @@ bool is_dense(const Plane& plane) {
   return tokens_outside || heads_outside;
 }
 
+// Calls body(plane) for the elements, and for the scales where they follow tokens.
+template <class Body>
+void with_scales(const Plane& plane, const Body& body) {
+  body(plane);
+  if (plane.scales.per_token) body(plane.scale_plane());
+}
+
 void copy_page(const Plane& plane, PageCopy copy) {
   const auto row = static_cast<std::size_t>(row_bytes(plane));
   if (is_dense(plane)) {
@@ -35,6 +43,14 @@ void copy_page(const Plane& plane, PageCopy copy) {
     for (int head = 0; head < plane.num_heads; ++head) {
       std::memcpy(plane.slot(copy.target, token, head), plane.slot(copy.source, token, head), row);
     }
+  }
+}
+
+void move_token(const Plane& plane, const TokenMove& move) {
+  for (int head = 0; head < plane.num_heads; ++head) {
+    std::memcpy(plane.slot(move.target_page, move.target_slot, head),
+                plane.slot(move.source_page, move.source_slot, head),
+                static_cast<std::size_t>(row_bytes(plane)));
   }
 }
 
@@ -59,6 +75,41 @@ void for_each_run(const Plane& plane, const TensorView& tensor, const TokenRange
       element += tensor.strides[1] * element_bytes;
     }
   }
+}
+
+// Calls body(slot, element, scale) for every head of every token of a plane with scales.
+template <class Body>
+void for_each_scaled_head(const Plane& plane, const TensorView& tensor, const TokenRange& range,
+                          const Body& body) {
+  const std::int64_t element_bytes = size_of(tensor.dtype);
+  for (std::int64_t i = 0; i < range.count; ++i) {
+    const std::int64_t token = range.first + i, slot = token % plane.page_size;
+    const PageId page = range.pages[token / plane.page_size];
+    auto* element =
+        static_cast<std::byte*>(tensor.data) + (range.row + i) * tensor.strides[0] * element_bytes;
+    for (int head = 0; head < plane.num_heads; ++head) {
+      body(plane.slot(page, slot, head), element, plane.scale(page, slot, head));
+      element += tensor.strides[1] * element_bytes;
+    }
+  }
+}
+
+void write_scaled(const Plane& plane, const TensorView& tensor, const TokenRange& range) {
+  const Quantisation& functions = quantisation(tensor.dtype);
+  for_each_scaled_head(plane, tensor, range,
+                       [&](std::byte* slot, const std::byte* element, float& scale) {
+                         if (plane.scales.per_token)
+                           scale = token_scale(functions.largest(element, plane.head_dim));
+                         functions.quantise(element, slot, plane.head_dim, 1 / scale);
+                       });
+}
+
+void read_scaled(const Plane& plane, const TensorView& tensor, const TokenRange& range) {
+  const Quantisation& functions = quantisation(tensor.dtype);
+  for_each_scaled_head(plane, tensor, range,
+                       [&](const std::byte* slot, std::byte* element, float scale) {
+                         functions.dequantise(slot, element, plane.head_dim, scale);
+                       });
 }
 
 // Calls body(range) for parts of the ranges, each thread with its share of the tokens.
@@ -98,7 +149,7 @@ void copy_pages_cpu(std::span<const Plane> planes, std::span<const PageCopy> cop
     for (const PageCopy& copy : copies) {
       if (copy.source == copy.target) continue;
       for (const Plane& plane : planes.subspan(2 * static_cast<std::size_t>(layer), 2)) {
-        copy_page(plane, copy);
+        with_scales(plane, [copy](const Plane& part) { copy_page(part, copy); });
       }
     }
   }
@@ -116,11 +167,7 @@ void move_tokens_cpu(std::span<const Plane> planes, std::span<const TokenMove> m
     for (const TokenMove& move : moves) {
       if (move.source_page == move.target_page && move.source_slot == move.target_slot) continue;
       for (const Plane& plane : planes.subspan(2 * static_cast<std::size_t>(layer), 2)) {
-        for (int head = 0; head < plane.num_heads; ++head) {
-          std::memcpy(plane.slot(move.target_page, move.target_slot, head),
-                      plane.slot(move.source_page, move.source_slot, head),
-                      static_cast<std::size_t>(row_bytes(plane)));
-        }
+        with_scales(plane, [&move](const Plane& part) { move_token(part, move); });
       }
     }
   }
@@ -130,24 +177,36 @@ void move_tokens_cpu(std::span<const Plane> planes, std::span<const TokenMove> m
 void write_tokens_cpu(std::span<const Plane> planes, std::span<const TensorView> tensors,
                       std::span<const TokenRange> ranges, int num_threads) {
   for (std::size_t i = 0; i < planes.size(); ++i) {
+    const std::int64_t token_bytes = row_bytes(planes[i]) * planes[i].num_heads;
+    if (planes[i].scales.data != nullptr) {
+      for_each_part(ranges, token_bytes, num_threads,
+                    [&](const TokenRange& part) { write_scaled(planes[i], tensors[i], part); });
+      continue;
+    }
     const Conversion convert = conversion(tensors[i].dtype, planes[i].dtype);
     const auto write = [convert](std::byte* slot, std::byte* element, std::int64_t count) {
       convert(element, slot, count);
     };
-    for_each_part(
-        ranges, row_bytes(planes[i]) * planes[i].num_heads, num_threads,
-        [&](const TokenRange& part) { for_each_run(planes[i], tensors[i], part, write); });
+    for_each_part(ranges, token_bytes, num_threads, [&](const TokenRange& part) {
+      for_each_run(planes[i], tensors[i], part, write);
+    });
   }
 }
 
 void read_tokens_cpu(std::span<const Plane> planes, std::span<const TensorView> tensors,
                      std::span<const TokenRange> ranges) {
   for (std::size_t i = 0; i < planes.size(); ++i) {
+    const std::int64_t token_bytes = row_bytes(planes[i]) * planes[i].num_heads;
+    if (planes[i].scales.data != nullptr) {
+      for_each_part(ranges, token_bytes, /*num_threads=*/0,
+                    [&](const TokenRange& part) { read_scaled(planes[i], tensors[i], part); });
+      continue;
+    }
     const Conversion convert = conversion(planes[i].dtype, tensors[i].dtype);
     const auto read = [convert](std::byte* slot, std::byte* element, std::int64_t count) {
       convert(slot, element, count);
     };
-    for_each_part(ranges, row_bytes(planes[i]) * planes[i].num_heads, /*num_threads=*/0,
+    for_each_part(ranges, token_bytes, /*num_threads=*/0,
                   [&](const TokenRange& part) { for_each_run(planes[i], tensors[i], part, read); });
   }
 }

@@ -29,6 +29,22 @@ void load_row(const T* from, std::size_t dim, float scale, float* to) {
   for (; d < padded_dim(static_cast<int>(dim)); d += kLanes) store(hn::Zero(kFloatTag), to + d);
 }
 
+// Calls body(elements), which begin that many behind the tensor's first, in their own type; none
+// has 8 bits.
+template <class Body>
+HWY_INLINE void with_elements(const TensorView& tensor, std::int64_t offset, const Body& body) {
+  switch (tensor.dtype) {
+    case DType::kFloat32:
+      return body(static_cast<float*>(tensor.data) + offset);
+    case DType::kFloat16:
+      return body(static_cast<hwy::float16_t*>(tensor.data) + offset);
+    case DType::kBFloat16:
+      return body(static_cast<hwy::bfloat16_t*>(tensor.data) + offset);
+    case DType::kFloat8E4M3:
+      break;
+  }
+}
+
 // Where query row r of the tile begins in q.
 inline std::int64_t query_offset(const AttentionCall& call, const QueryTile& tile, int r) {
   const int group = call.shape.group_size();
@@ -43,9 +59,8 @@ inline float score_factor(const AttentionShape& shape) {
 }
 
 // Queries times that factor.
-template <class T>
-void load_queries(const AttentionCall& call, const TileProgress& progress, const ScoreShape& shape,
-                  const Scratch& scratch) {
+inline void load_queries(const AttentionCall& call, const TileProgress& progress,
+                         const ScoreShape& shape, const Scratch& scratch) {
   const QueryTile& tile = progress.tile;
   const std::size_t dim = call.shape.head_dim;
   const std::size_t stride = padded_dim(call.shape.head_dim);
@@ -54,11 +69,8 @@ void load_queries(const AttentionCall& call, const TileProgress& progress, const
   for (int r = 0; r < tile.num_rows; ++r) {
     const std::int64_t offset = query_offset(call, tile, r);
     float* row = shape.few() ? progress.queries + r * stride : scratch.row;
-    if (call.q.dtype == DType::kFloat32) {
-      load_row(static_cast<const float*>(call.q.data) + offset, dim, scale, row);
-    } else {
-      load_row(static_cast<const T*>(call.q.data) + offset, dim, scale, row);
-    }
+    with_elements(call.q, offset,
+                  [&](const auto* from) HWY_ATTR { load_row(from, dim, scale, row); });
     if (shape.few()) continue;
     for (std::size_t d = 0; d < dim; ++d) progress.queries[d * shape.stride + r] = row[d];
   }

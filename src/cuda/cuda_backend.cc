@@ -102,8 +102,9 @@ class CudaBackend final : public Backend {
 };
 
 void CudaBackend::check_supported(const KVCacheConfig& config) const {
-  if (config.dtype == DType::kFloat32) {
-    throw UnsupportedError("dtype float32 on a CUDA device; supported are float16 and bfloat16");
+  if (size_of(config.dtype) != 2) {
+    throw UnsupportedError(concat("dtype ", to_string(config.dtype),
+                                  " on a CUDA device; supported are float16 and bfloat16"));
   }
   for (const int head_dim : {config.head_dim, config.head_dim_v}) {
     if (head_dim % 8 == 0) continue;

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <ostream>
 
+#include "seqattn/float8.h"
 #include "tensor.h"
 
 namespace seqattn::testing {
@@ -67,7 +68,46 @@ KVCacheConfig AttentionCase::cache_config(std::int64_t num_pages, Device device)
           .num_layers = 1,
           .dtype = kv_dtype,
           .device = device,
-          .kv_layout = kv_layout};
+          .kv_layout = kv_layout,
+          .kv_scaling = kv_scaling};
+}
+
+std::vector<float> AttentionCase::fixed_scales(bool of_values) const {
+  std::vector<float> scales;
+  for (int head = 0; head < num_kv_heads; ++head) {
+    scales.push_back((of_values ? 0.009f : 0.0077f) * static_cast<float>(1 + head % 3));
+  }
+  return scales;
+}
+
+std::vector<float> AttentionCase::token_scales(const std::vector<double>& elements, int dim,
+                                               bool of_values) const {
+  const std::size_t width = static_cast<std::size_t>(dim);
+  const std::vector<float> fixed = fixed_scales(of_values);
+  std::vector<float> scales(elements.size() / width);
+  for (std::size_t i = 0; i < scales.size(); ++i) {
+    scales[i] = fixed[i % fixed.size()];
+    if (kv_scaling == KVScaling::kFixed) continue;
+    float largest = 0;
+    for (std::size_t d = 0; d < width; ++d) {
+      largest = std::max(largest, std::abs(static_cast<float>(elements[i * width + d])));
+    }
+    scales[i] = largest == 0 ? 1.0f : largest / kMaxFloat8E4M3;
+  }
+  return scales;
+}
+
+void AttentionCase::store(std::vector<double>& elements, int dim, bool of_values) const {
+  if (kv_dtype != DType::kFloat8E4M3) {
+    for (double& x : elements) x = rounded(kv_dtype, x);
+    return;
+  }
+  const std::vector<float> scales = token_scales(elements, dim, of_values);
+  for (std::size_t i = 0; i < elements.size(); ++i) {
+    const float scale = scales[i / static_cast<std::size_t>(dim)];
+    const float quotient = static_cast<float>(elements[i]) * (1 / scale);
+    elements[i] = rounded(kv_dtype, quotient) * static_cast<double>(scale);
+  }
 }
 
 AttentionOptions AttentionCase::options(int num_threads) const {
@@ -91,11 +131,12 @@ ref::Options AttentionCase::reference_options() const {
 void PrintTo(const AttentionCase& c, std::ostream* out) {
   *out << c.name << ": " << c.num_qo_heads << "/" << c.num_kv_heads << " heads, head_dim "
        << c.head_dim << "/" << c.dim_v() << ", page_size " << c.page_size << " "
-       << to_string(c.kv_layout) << ", kv " << to_string(c.kv_dtype) << ", q "
-       << to_string(c.q_dtype) << ", out " << to_string(c.out_dtype) << (c.causal ? ", causal" : "")
-       << ", window_left " << c.window_left << ", soft cap " << c.logits_soft_cap << ", mask "
-       << c.mask_density << (c.sinks ? ", sinks" : "")
-       << (c.bfloat16_products ? ", bfloat16 products" : "") << ", rows (q_len, kv_len)";
+       << to_string(c.kv_layout) << ", kv " << to_string(c.kv_dtype) << " "
+       << to_string(c.kv_scaling) << ", q " << to_string(c.q_dtype) << ", out "
+       << to_string(c.out_dtype) << (c.causal ? ", causal" : "") << ", window_left "
+       << c.window_left << ", soft cap " << c.logits_soft_cap << ", mask " << c.mask_density
+       << (c.sinks ? ", sinks" : "") << (c.bfloat16_products ? ", bfloat16 products" : "")
+       << ", rows (q_len, kv_len)";
   for (const RowLengths& row : c.rows) *out << " (" << row.q_len << ", " << row.kv_len << ")";
 }
 
@@ -114,8 +155,10 @@ ref::Row random_row(const AttentionCase& c, RowLengths lengths, std::mt19937_64&
     for (double& value : values) value = rounded(dtype, normal(random));
   };
   fill(row.q, row.q_len * c.num_qo_heads * c.head_dim, c.q_dtype, 1);
-  fill(row.k, row.kv_len * c.num_kv_heads * c.head_dim, c.kv_dtype, c.key_magnitude);
-  fill(row.v, row.kv_len * c.num_kv_heads * c.dim_v(), c.kv_dtype, 1);
+  fill(row.k, row.kv_len * c.num_kv_heads * c.head_dim, DType::kFloat32, c.key_magnitude);
+  c.store(row.k, c.head_dim, /*of_values=*/false);
+  fill(row.v, row.kv_len * c.num_kv_heads * c.dim_v(), DType::kFloat32, 1);
+  c.store(row.v, c.dim_v(), /*of_values=*/true);
   if (c.mask_density >= 0) {
     std::bernoulli_distribution visible(c.mask_density);
     row.mask.resize(static_cast<std::size_t>(row.q_len * row.kv_len));

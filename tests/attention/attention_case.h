@@ -30,6 +30,7 @@ struct AttentionCase {
   int page_size = 4;
   KVLayout kv_layout = KVLayout::kNHD;
   DType kv_dtype = DType::kFloat32;
+  KVScaling kv_scaling = KVScaling::kFixed;  // of 8 bits
   DType q_dtype = DType::kFloat32;
   DType out_dtype = DType::kFloat32;
   // Prefill, chunked prefill, decode, nothing new, an empty row, a single token.
@@ -50,6 +51,14 @@ struct AttentionCase {
   std::int64_t num_q_tokens() const;
   // sm_scale as the library holds it, in float.
   double scale() const;
+
+  // Scales of a cache of 8 bits: fixed ones, one a KV head, of keys or of values; or, of elements
+  // [tokens, num_kv_heads, dim] that a cache holds or is to hold, one for each token and head.
+  std::vector<float> fixed_scales(bool of_values) const;
+  std::vector<float> token_scales(const std::vector<double>& elements, int dim,
+                                  bool of_values) const;
+  // What a cache holds of such elements: rounded to its type, and saturated where it has scales.
+  void store(std::vector<double>& elements, int dim, bool of_values) const;
 
   KVCacheConfig cache_config(std::int64_t num_pages, Device device) const;
   AttentionOptions options(int num_threads = 0) const;

@@ -19,6 +19,14 @@ LivingSequences::LivingSequences(const AttentionCase& attention_case, Device dev
   for (int layer = 0; layer < kLayers; ++layer) {
     fill_with_nan(manager_->key_cache(layer));
     fill_with_nan(manager_->value_cache(layer));
+    if (case_.kv_scaling == KVScaling::kFixed) continue;
+    fill_with_nan(manager_->key_scales(layer));
+    fill_with_nan(manager_->value_scales(layer));
+  }
+  if (case_.kv_dtype == DType::kFloat8E4M3 && case_.kv_scaling == KVScaling::kFixed) {
+    for (int layer = 0; layer < kLayers; ++layer) {
+      manager_->set_kv_scales(case_.fixed_scales(false), case_.fixed_scales(true), layer);
+    }
   }
   descriptor_ = std::make_unique<CacheDescriptor>(*manager_, window);
   attention_ = std::make_unique<BatchAttention>(*manager_, case_.options());
@@ -27,13 +35,14 @@ LivingSequences::LivingSequences(const AttentionCase& attention_case, Device dev
 LivingSequences::Token LivingSequences::random_token() {
   std::normal_distribution<double> normal;
   Token token;
-  const auto fill = [&](std::vector<double>& values, int dim) {
+  const auto fill = [&](std::vector<double>& values, int dim, bool of_values) {
     values.resize(static_cast<std::size_t>(case_.num_kv_heads) * static_cast<std::size_t>(dim));
-    for (double& x : values) x = rounded(case_.kv_dtype, normal(random_));
+    for (double& x : values) x = normal(random_);
+    case_.store(values, dim, of_values);
   };
   for (int layer = 0; layer < kLayers; ++layer) {
-    fill(token.key[layer], case_.head_dim);
-    fill(token.value[layer], case_.dim_v());
+    fill(token.key[layer], case_.head_dim, false);
+    fill(token.value[layer], case_.dim_v(), true);
   }
   return token;
 }
@@ -95,8 +104,11 @@ void LivingSequences::append(const std::vector<Request>& requests, int layer) {
     if (!parents.empty()) std::for_each(history.tree.begin(), history.tree.end(), add);
   }
   const Device device = manager_->config().device;
-  Tensor k(device, case_.kv_dtype, {total, case_.num_kv_heads, case_.head_dim});
-  Tensor v(device, case_.kv_dtype, {total, case_.num_kv_heads, case_.dim_v()});
+  // Elements of 8 bits come as floats, which have the values that are stored again.
+  const bool has_scales = case_.kv_dtype == DType::kFloat8E4M3;
+  const DType dtype = has_scales ? DType::kFloat32 : case_.kv_dtype;
+  Tensor k(device, dtype, {total, case_.num_kv_heads, case_.head_dim});
+  Tensor v(device, dtype, {total, case_.num_kv_heads, case_.dim_v()});
   k.write(keys);
   v.write(values);
   attention_->append_kv(k.read_only_view(), v.read_only_view(), layer);
@@ -213,6 +225,14 @@ std::vector<AttentionCase> living_cases() {
       c.head_dim = 16;
       c.head_dim_v = 9;
       cases.push_back(c);
+      if (dtype == DType::kBFloat16 || page_size == 1) continue;
+      // Of 8 bits, with either kind of scales.
+      c.kv_dtype = DType::kFloat8E4M3;
+      for (const KVScaling scaling : {KVScaling::kFixed, KVScaling::kPerToken}) {
+        c.name = "float8_" + std::string(to_string(scaling)) + "_" + std::to_string(page_size);
+        c.kv_scaling = scaling;
+        cases.push_back(c);
+      }
     }
   }
   return cases;

@@ -111,23 +111,62 @@ PagedBatch::PagedBatch(const AttentionCase& attention_case, const std::vector<re
   packed_ = random_table(kv_lens, attention_case.page_size, num_pages, random);
 
   const KVCacheConfig config = attention_case.cache_config(num_pages, device);
-  const auto make_cache = [&](int head_dim, std::vector<double> ref::Row::*tokens, bool with_gaps) {
+  // Of one element a token and head where head_dim is 1.
+  const auto make_image = [&](int head_dim, const auto& tokens_of) {
     CacheImage image(config, head_dim, placement.unused, random);
     for (std::size_t i = 0; i < rows.size(); ++i) {
       const auto begin = static_cast<std::size_t>(packed_.kv_page_indptr()[i]);
-      image.put(packed_.kv_page_indices().subspan(begin), rows[i].*tokens);
+      image.put(packed_.kv_page_indices().subspan(begin), tokens_of(rows[i]));
     }
+    return image;
+  };
+  const bool has_scales = config.dtype == DType::kFloat8E4M3;
+  const auto make_cache = [&](int head_dim, std::vector<double> ref::Row::*tokens, bool with_gaps) {
+    const CacheImage image = make_image(head_dim, [&](const ref::Row& row) {
+      std::vector<double> elements = row.*tokens;
+      if (!has_scales) return elements;
+      const auto scales = attention_case.token_scales(elements, head_dim, tokens == &ref::Row::v);
+      for (std::size_t i = 0; i < elements.size(); ++i) {
+        elements[i] /= scales[i / static_cast<std::size_t>(head_dim)];
+      }
+      return elements;
+    });
     const auto shape = cache_shape(config, head_dim);
     Tensor cache(device, config.dtype, shape,
                  cache_layout(shape, with_gaps ? gap_unit(device) : 0));
     cache.write(image.values());
     return cache;
   };
+  const auto make_scales = [&](int head_dim, std::vector<double> ref::Row::*tokens,
+                               bool with_gaps) {
+    const CacheImage image = make_image(1, [&](const ref::Row& row) {
+      const auto scales = attention_case.token_scales(row.*tokens, head_dim, false);
+      return std::vector<double>(scales.begin(), scales.end());
+    });
+    auto shape = cache_shape(config, 1);
+    shape.pop_back();
+    const std::int64_t inner = shape[2] + 3;
+    const Layout gaps{{shape[1] * inner + 5, inner, 1}, 1};
+    Tensor scales(device, DType::kFloat32, shape, with_gaps ? gaps : Layout{});
+    scales.write(image.values());
+    return scales;
+  };
+  const bool values_with_gaps = placement.with_gaps || placement.values_with_gaps;
   keys_ = make_cache(attention_case.head_dim, &ref::Row::k, placement.with_gaps);
-  values_ = make_cache(attention_case.dim_v(), &ref::Row::v,
-                       placement.with_gaps || placement.values_with_gaps);
+  values_ = make_cache(attention_case.dim_v(), &ref::Row::v, values_with_gaps);
   const TensorView keys = keys_.view(), values = values_.view();
-  manager_ = PagedKVCacheManager::from_tensors(std::span(&keys, 1), std::span(&values, 1), config);
+  std::vector<TensorView> key_scales, value_scales;
+  if (config.kv_scaling == KVScaling::kPerToken) {
+    key_scales_ = make_scales(attention_case.head_dim, &ref::Row::k, placement.with_gaps);
+    value_scales_ = make_scales(attention_case.dim_v(), &ref::Row::v, values_with_gaps);
+    key_scales.push_back(key_scales_.view());
+    value_scales.push_back(value_scales_.view());
+  }
+  manager_ = PagedKVCacheManager::from_tensors(std::span(&keys, 1), std::span(&values, 1), config,
+                                               key_scales, value_scales);
+  if (has_scales && config.kv_scaling == KVScaling::kFixed) {
+    manager_->set_kv_scales(attention_case.fixed_scales(false), attention_case.fixed_scales(true));
+  }
 }
 
 }  // namespace seqattn::testing

@@ -39,6 +39,7 @@ class PagedBatch {
  private:
   Tensor keys_;
   Tensor values_;
+  Tensor key_scales_, value_scales_;  // of tokens, where the case has them
   FlashInferPackedData packed_;
   std::unique_ptr<PagedKVCacheManager> manager_;
 };

@@ -78,13 +78,15 @@ TEST_F(DLPack, KnowsItsElementTypes) {
   EXPECT_EQ(from_dlpack(tensor_).dtype, DType::kFloat16);
   tensor_.dtype.code = 4;
   EXPECT_EQ(from_dlpack(tensor_).dtype, DType::kBFloat16);
+  tensor_.dtype = {.code = 10, .bits = 8, .lanes = 1};
+  EXPECT_EQ(from_dlpack(tensor_).dtype, DType::kFloat8E4M3);
 }
 
 TEST_F(DLPack, RefusesOtherElementTypes) {
   tensor_.dtype.code = 0;
   EXPECT_EQ(unsupported(),
-            "DLPack tensor: type code 0 with 32 bits and 1 lanes; supported are float32, float16 "
-            "and bfloat16");
+            "DLPack tensor: type code 0 with 32 bits and 1 lanes; supported are float32, float16, "
+            "bfloat16 and float8_e4m3fn");
   tensor_.dtype = {.code = 2, .bits = 64, .lanes = 1};
   EXPECT_THAT(unsupported(), HasSubstr("type code 2 with 64 bits"));
   tensor_.dtype = {.code = 2, .bits = 32, .lanes = 4};

@@ -64,7 +64,7 @@ def test_the_dtype_fixes_the_framework(given, expected):
 
 @pytest.mark.parametrize("dtype", ["float64", np.float64, torch.float64, torch.int32, "int8", "x"])
 def test_other_dtypes_are_refused(dtype):
-    with pytest.raises(InvalidArgumentError, match="float32, float16 or bfloat16"):
+    with pytest.raises(InvalidArgumentError, match="float32, float16, bfloat16 or float8_e4m3fn"):
         make_manager(dtype=dtype)
 
 

@@ -1,0 +1,136 @@
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <string_view>
+#include <vector>
+
+#include "apart_check.h"
+#include "backend.h"
+#include "message.h"
+#include "seqattn/paged_kv_cache_manager.h"
+#include "tensor_check.h"
+
+// The scales of caches of 8-bit elements.
+namespace seqattn {
+namespace {
+
+constexpr auto kScaleBytes = static_cast<std::int64_t>(sizeof(float));
+
+// One for each KV head, out of as many or of one for all.
+std::vector<float> one_per_head(std::string_view name, ListView<float> scales, int num_heads) {
+  require(scales.size() == 1 || static_cast<int>(scales.size()) == num_heads, name, ": got ",
+          scales.size(), " scales; expected 1, or one for each of ", num_heads, " heads");
+  for (const float scale : scales) {
+    // The reciprocal has to be finite.
+    require(std::isfinite(scale) && scale >= std::numeric_limits<float>::min(), name, ": got ",
+            scale, "; expected a finite number of at least ", std::numeric_limits<float>::min());
+  }
+  if (scales.size() == 1) return std::vector<float>(static_cast<std::size_t>(num_heads), scales[0]);
+  return {scales.begin(), scales.end()};
+}
+
+}  // namespace
+
+void PagedKVCacheManager::add_fixed_scales() {
+  const auto count = static_cast<std::int64_t>(planes_.size()) * config_.num_heads;
+  storage_.push_back(backend_.allocate(count * kScaleBytes, config_.device));
+  auto* data = static_cast<float*>(storage_.back().get());
+  const std::vector<float> ones(static_cast<std::size_t>(count), 1.0f);
+  backend_.copy_bytes(data, ones.data(), count * kScaleBytes, {});
+  for (Plane& plane : planes_) {
+    plane.scales = {.data = data, .head_stride = 1};
+    data += config_.num_heads;
+  }
+}
+
+void PagedKVCacheManager::add_token_scales() {
+  const bool tokens_outside = config_.kv_layout == KVLayout::kNHD;
+  const std::int64_t page = std::int64_t{config_.page_size} * config_.num_heads;
+  const auto count = static_cast<std::int64_t>(planes_.size()) * config_.num_pages * page;
+  storage_.push_back(backend_.allocate(count * kScaleBytes, config_.device));
+  auto* data = static_cast<float*>(storage_.back().get());
+  for (Plane& plane : planes_) {
+    plane.scales = {.data = data,
+                    .page_stride = page,
+                    .token_stride = tokens_outside ? config_.num_heads : 1,
+                    .head_stride = tokens_outside ? 1 : config_.page_size,
+                    .per_token = true};
+    data += config_.num_pages * page;
+  }
+}
+
+void PagedKVCacheManager::borrow_token_scales(std::span<const TensorView> keys,
+                                              std::span<const TensorView> values) {
+  const std::size_t expected = config_.kv_scaling == KVScaling::kPerToken ? planes_.size() / 2 : 0;
+  require(keys.size() == expected && values.size() == expected, "from_tensors: got ", keys.size(),
+          " tensors of key scales and ", values.size(), " of value scales; expected ", expected,
+          " of each: one a layer with kv_scaling 'per_token', else none");
+  const bool tokens_outside = config_.kv_layout == KVLayout::kNHD;
+  const std::array<std::int64_t, 3> shape{config_.num_pages,
+                                          tokens_outside ? config_.page_size : config_.num_heads,
+                                          tokens_outside ? config_.num_heads : config_.page_size};
+  std::vector<NamedTensor> before;
+  for (std::size_t i = 0; i < 2 * expected; ++i) {
+    const bool is_key = i % 2 == 0;
+    const TensorView& tensor = is_key ? keys[i / 2] : values[i / 2];
+    const char* const name = is_key ? "key_scales" : "value_scales";
+    check_tensor(tensor, {.name = concat(name, "[", i / 2, "]"),
+                          .shape = shape,
+                          .dtype = DType::kFloat32,
+                          .device = config_.device,
+                          .output = true});
+    check_apart_from_cache({name, tensor}, planes_);
+    check_apart({name, tensor}, before);
+    before.push_back({name, tensor});
+    planes_[i].scales = {.data = static_cast<float*>(tensor.data),
+                         .page_stride = tensor.strides[0],
+                         .token_stride = tensor.strides[tokens_outside ? 1 : 2],
+                         .head_stride = tensor.strides[tokens_outside ? 2 : 1],
+                         .per_token = true};
+  }
+}
+
+TensorView PagedKVCacheManager::scales_of(const char* call, int layer, std::int64_t plane) const {
+  const Plane::Scales& scales = layer_planes(layer)[static_cast<std::size_t>(plane)].scales;
+  require(scales.data != nullptr, call, ": a cache of ", seqattn::to_string(config_.dtype),
+          " has no scales; expected one of float8_e4m3fn");
+  void* const data = scales.data;
+  if (!scales.per_token) {
+    return TensorView::contiguous(data, DType::kFloat32, {config_.num_heads}, config_.device);
+  }
+  const bool tokens_outside = config_.kv_layout == KVLayout::kNHD;
+  const int outer = tokens_outside ? config_.page_size : config_.num_heads;
+  const int inner = tokens_outside ? config_.num_heads : config_.page_size;
+  TensorView view = TensorView::contiguous(data, DType::kFloat32, {config_.num_pages, outer, inner},
+                                           config_.device);
+  view.strides = {scales.page_stride, tokens_outside ? scales.token_stride : scales.head_stride,
+                  tokens_outside ? scales.head_stride : scales.token_stride};
+  return view;
+}
+
+TensorView PagedKVCacheManager::key_scales(int layer) { return scales_of("key_scales", layer, 0); }
+
+TensorView PagedKVCacheManager::value_scales(int layer) {
+  return scales_of("value_scales", layer, 1);
+}
+
+void PagedKVCacheManager::set_kv_scales(ListView<float> key_scales, ListView<float> value_scales,
+                                        int layer) {
+  const auto planes = layer_planes(layer);
+  require(planes[0].scales.data != nullptr && !planes[0].scales.per_token,
+          "set_kv_scales: ", "a cache of ", seqattn::to_string(config_.dtype), " and kv_scaling '",
+          seqattn::to_string(config_.kv_scaling),
+          "' has no scales to set; expected float8_e4m3fn and 'fixed'");
+  const std::array scales{one_per_head("key_scales", key_scales, config_.num_heads),
+                          one_per_head("value_scales", value_scales, config_.num_heads)};
+  require(pool_.available_pages_count() == pool_.num_pages(),
+          "set_kv_scales: ", pool_.num_pages() - pool_.available_pages_count(),
+          " pages are in use, with tokens under the scales so far; expected a pool without any");
+  for (std::size_t i = 0; i < scales.size(); ++i) {
+    backend_.copy_bytes(planes[i].scales.data, scales[i].data(), config_.num_heads * kScaleBytes,
+                        {});
+  }
+}
+
+}  // namespace seqattn
