@@ -119,8 +119,8 @@ class SEQATTN_EXPORT BatchAttention {
                  Stream stream = {}) const;
 
   // q    [total_q_tokens, num_qo_heads, head_dim], cache dtype or, on a CPU, float32; over an 8-bit
-  //      cache float16, bfloat16 or float32, each of q and out
-  // out  [total_q_tokens, num_qo_heads, head_dim_v], cache dtype or float32
+  //      cache float16, bfloat16 or float32
+  // out  [total_q_tokens, num_qo_heads, head_dim_v], likewise
   // The memory ranges of out and lse may meet neither each other nor an input nor the cache. Throws
   // InvalidArgumentError without a plan, for tensors of another shape, dtype, stride or device, a
   // read-only output, ranges that meet. O(q tokens x kv tokens x heads x head_dim). On a device it

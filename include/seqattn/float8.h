@@ -12,9 +12,11 @@ namespace seqattn {
 inline constexpr float kMaxFloat8E4M3 = 448;
 
 constexpr float from_float8_e4m3(std::uint8_t bits) noexcept {
+  // Through normal numbers alone: others may count as zeros, by a flag of the processor.
   const std::uint32_t magnitude = bits & 0x7fu;
   const float value = magnitude == 0x7fu ? std::numeric_limits<float>::quiet_NaN()
-                                         : std::bit_cast<float>(magnitude << 20) * 0x1p120f;
+                      : magnitude < 8    ? static_cast<float>(magnitude) * 0x1p-9f
+                                         : std::bit_cast<float>((magnitude << 20) + 0x3c000000u);
   return (bits & 0x80u) != 0 ? -value : value;
 }
 

@@ -4,6 +4,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "seqattn/export.h"
@@ -59,7 +60,8 @@ class SEQATTN_EXPORT PagedKVCacheManager {
   // InvalidArgumentError naming the view and what was expected; layers that share memory are
   // refused (those that lie between one another need equal strides to be told apart). With
   // KVScaling::kPerToken the caller brings the scales, too: one float32 view a layer for the keys
-  // and one for the values, shaped as the caches without their last dimension.
+  // and one for the values, shaped as the caches without their last dimension, of any strides. Keys
+  // and values of 8 bits, which have scales of their own, may not share memory.
   static std::unique_ptr<PagedKVCacheManager> from_tensors(
       std::span<const TensorView> keys, std::span<const TensorView> values,
       const KVCacheConfig& config, std::span<const TensorView> key_scales = {},
@@ -84,15 +86,16 @@ class SEQATTN_EXPORT PagedKVCacheManager {
   TensorView key_cache(int layer = 0);
   TensorView value_cache(int layer = 0);
 
-  // Scales of one layer of 8-bit elements, float32: [num_heads] with KVScaling::kFixed, else shaped
-  // as the cache without its last dimension. Throws InvalidArgumentError where there are none.
+  // Scales of one layer of 8-bit elements, float32: [num_heads], read-only, with KVScaling::kFixed,
+  // else shaped as the cache without its last dimension. Throws InvalidArgumentError where there
+  // are none.
   TensorView key_scales(int layer = 0);
   TensorView value_scales(int layer = 0);
 
   // Sets the scales of one layer, which are 1 until then: one number for all heads, or one a head.
   // Throws InvalidArgumentError, having changed nothing, unless the cache has KVScaling::kFixed;
-  // for another count, a scale that is not positive, normal and finite, and while pages are in use,
-  // whose tokens were written under the scales before.
+  // for another count, a scale beyond 2^-126 to 7.6e35, where it or its reciprocal would overflow,
+  // and while pages are in use, whose tokens were written under the scales before.
   void set_kv_scales(ListView<float> key_scales, ListView<float> value_scales, int layer = 0);
 
   // Writes the last n_i = append_indptr[i + 1] - append_indptr[i] tokens of every row of `packed`,
@@ -156,6 +159,7 @@ class SEQATTN_EXPORT PagedKVCacheManager {
   void check_range(const char* call, PageIds pages, std::int64_t first, std::int64_t count) const;
   void enqueue_copies(std::span<const PageCopy> copies, Stream stream) const;
   void enqueue_moves(std::span<const TokenMove> moves, Stream stream) const;
+  void* add_storage(std::int64_t bytes, std::string_view what);
   void add_fixed_scales();  // own storage, for the planes there are
   void add_token_scales();
   void borrow_token_scales(std::span<const TensorView> keys, std::span<const TensorView> values);

@@ -244,10 +244,14 @@ class PagedKVCacheManager:
 
     @property
     def bytes_per_page(self) -> int:
-        """Bytes of keys and values that one page takes, over all layers."""
+        """
+        Bytes of keys and values that one page takes, over all layers, scales of tokens included.
+        """
 
     def get_memory_tensors(self) -> tuple[Any, Any]:
-        """(key_cache, value_cache)."""
+        """
+        (key_cache, value_cache). Not their scales: those of float8_e4m3fn with kv_scaling "per_token" are key_scales(layer) and value_scales(layer).
+        """
 
     def __repr__(self) -> str: ...
 
@@ -255,37 +259,20 @@ class PagedKVCacheManager:
         """
         Writes the last n_i = append_indptr_cpu[i + 1] - append_indptr_cpu[i] tokens of every row of flashinfer_data, which already counts them.
 
-        keys [total_new_tokens, num_heads, head_dim] and values [.., head_dim_v], in the cache's dtype or float32. Raises InvalidArgumentError, having written nothing, for tensors of another shape, dtype or device, more tokens than a row has, pages that are free, shared or not of this pool. Leaves the GIL.
+        keys [total_new_tokens, num_heads, head_dim] and values [.., head_dim_v], in the cache's dtype or float32; for float8_e4m3fn float32, float16 or bfloat16. Raises InvalidArgumentError, having written nothing, for tensors of another shape, dtype or device, more tokens than a row has, pages that are free, shared or not of this pool. Leaves the GIL.
         """
 
     def read_kv(self, page_indices: Iterable[int], first: SupportsIndex, count: SupportsIndex, layer: SupportsIndex = 0) -> tuple[Any, Any]:
         """
-        New arrays with tokens [first, first + count) of the sequence with these pages: keys [count, num_heads, head_dim] and values [count, num_heads, head_dim_v].
+        New arrays with tokens [first, first + count) of the sequence with these pages: keys [count, num_heads, head_dim] and values [count, num_heads, head_dim_v], in the cache's dtype; of float8_e4m3fn as float32, their scales in them.
         """
 
     def write_kv(self, page_indices: Iterable[int], first: SupportsIndex, keys: Any, values: Any, layer: SupportsIndex = 0) -> None:
         """
-        Writes tokens from `first` on of the sequence with these pages: keys [count, num_heads, head_dim] and values [count, num_heads, head_dim_v], in the cache's dtype or float32.
+        Writes tokens from `first` on of the sequence with these pages: keys [count, num_heads, head_dim] and values [count, num_heads, head_dim_v], of a dtype as append_kv takes.
 
         Raises InvalidArgumentError, having written nothing, for a range beyond the pages, a page to be written that is free, shared or listed twice, or tensors that do not fit.
         """
-
-    def set_kv_scales(self, key_scales: float | Iterable[float], value_scales: float | Iterable[float], layer: SupportsIndex = 0) -> None:
-        """
-        Sets the scales of one layer of a float8_e4m3fn cache with kv_scaling "fixed", which are 1 until then: a number for all KV heads, or one for each.
-
-        Raises InvalidArgumentError, having changed nothing, for another cache or count, a scale that is not positive, normal and finite, and while pages are in use.
-        """
-
-    def key_scales(self, layer: SupportsIndex = 0) -> Any:
-        """
-        The scales of a layer's keys, float32: [num_heads], or with kv_scaling "per_token" shaped as key_cache without its last dimension. A live view.
-
-        Raises InvalidArgumentError for a cache without scales.
-        """
-
-    def value_scales(self, layer: SupportsIndex = 0) -> Any:
-        """As key_scales, of the values."""
 
     def copy_pages(self, copies: Iterable[tuple[SupportsIndex, SupportsIndex]]) -> None:
         """
@@ -300,6 +287,23 @@ class PagedKVCacheManager:
 
         Raises InvalidArgumentError for an unknown page or slot, and a target that is free or shared.
         """
+
+    def set_kv_scales(self, key_scales: float | Iterable[float], value_scales: float | Iterable[float], layer: SupportsIndex = 0) -> None:
+        """
+        Sets the scales of one layer of a float8_e4m3fn cache with kv_scaling "fixed", which are 1 until then: a number for all KV heads, or one for each.
+
+        Raises InvalidArgumentError, having changed nothing, for another cache or count, a scale beyond 2^-126 to 7.6e35, and while pages are in use.
+        """
+
+    def key_scales(self, layer: SupportsIndex = 0) -> Any:
+        """
+        The scales of a layer's keys, float32: [num_heads], a copy; with kv_scaling "per_token" a live view, shaped as one layer of key_cache without its last dimension.
+
+        Raises InvalidArgumentError for a cache without scales.
+        """
+
+    def value_scales(self, layer: SupportsIndex = 0) -> Any:
+        """As key_scales, of the values."""
 
 class FlashInferPackedData:
     """
@@ -659,14 +663,14 @@ class BatchAttention:
         """
         Writes the planned batch's new tokens, as many as its queries.
 
-        keys [total_q_tokens, num_heads, head_dim] and values [.., head_dim_v], in the cache's dtype or float32. Raises InvalidArgumentError, having written nothing, without a plan, for tensors of another shape, dtype or device, pages that are free or shared. Leaves the GIL.
+        keys [total_q_tokens, num_heads, head_dim] and values [.., head_dim_v], in the cache's dtype or float32; for float8_e4m3fn float32, float16 or bfloat16. Raises InvalidArgumentError, having written nothing, without a plan, for tensors of another shape, dtype or device, pages that are free or shared. Leaves the GIL.
         """
 
     def run(self, q: Any, out: Any = None, return_lse: bool = False, sink_logits: Any = None, layer: SupportsIndex = 0, lse: Any = None) -> Any:
         """
         q [total_q_tokens, num_qo_heads, head_dim] -> out [.., head_dim_v], in q's dtype unless given.
 
-        q and out, each: the cache's dtype or float32. A query that sees no key gives 0 and an LSE of -inf (with sink_logits: 0 and the sink's logit). With max_q_tokens, rows behind the batch's are not written: those of a new out hold whatever its memory held.
+        q and out, each: the cache's dtype or float32; over float8_e4m3fn float32, float16 or bfloat16. A query that sees no key gives 0 and an LSE of -inf (with sink_logits: 0 and the sink's logit). With max_q_tokens, rows behind the batch's are not written: those of a new out hold whatever its memory held.
 
         Returns out, or (out, lse) with return_lse or lse: float32 [total_q_tokens, num_qo_heads], the natural log of the sum of exp(logits). sink_logits: float32 [num_qo_heads], one logit a head that joins the softmax denominator. Raises InvalidArgumentError without a plan, for tensors of another shape, dtype or device, a read-only output. Leaves the GIL.
         """

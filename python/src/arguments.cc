@@ -4,6 +4,8 @@
 #include <nanobind/stl/string.h>
 
 #include <charconv>
+#include <cmath>
+#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -156,17 +158,31 @@ KVScaling to_kv_scaling(nb::handle scaling_name) {
   throw InvalidArgumentError(concat("kv_scaling: got ", name, "; expected fixed or per_token"));
 }
 
+float to_float(double value, std::string_view name) {
+  const bool fits = value == 0 || !std::isfinite(value) ||
+                    (std::abs(value) >= std::numeric_limits<float>::denorm_min() &&
+                     std::abs(value) <= std::numeric_limits<float>::max());
+  require(fits, name, ": got ", value, "; expected 0 or a number that float32 can hold");
+  return static_cast<float>(value);
+}
+
 std::vector<float> to_floats(nb::handle value, std::string_view name) {
-  const auto to_float = [&](nb::handle number) {
-    double result = 0;
-    if (!nb::try_cast(number, result)) {
-      throw_type_error(concat(name, ": got ", class_name(number), "; expected a number"));
-    }
-    return static_cast<float>(result);
-  };
-  if (!nb::hasattr(value, "__iter__") || nb::isinstance<nb::str>(value)) return {to_float(value)};
+  double number = 0;
+  // A tensor of no dimensions is a number, and iterable by name only.
+  if (nb::try_cast(value, number)) return {to_float(number, name)};
+  const bool is_ordered = !nb::isinstance<nb::str>(value) && !nb::isinstance<nb::bytes>(value) &&
+                          !PyAnySet_Check(value.ptr());
+  if (!is_ordered || !nb::hasattr(value, "__iter__")) {
+    throw_type_error(
+        concat(name, ": got ", class_name(value), "; expected a number or a list of numbers"));
+  }
   std::vector<float> numbers;
-  for (const nb::handle number : nb::iter(value)) numbers.push_back(to_float(number));
+  for (const nb::handle element : nb::iter(value)) {
+    if (!nb::try_cast(element, number)) {
+      throw_type_error(concat(name, ": got ", class_name(element), "; expected a number"));
+    }
+    numbers.push_back(to_float(number, name));
+  }
   return numbers;
 }
 

@@ -84,7 +84,9 @@ extern template std::vector<std::int64_t> to_ints(nb::handle, std::string_view);
 // "HND" and "NHD"; InvalidArgumentError for other strings, TypeError for what is none.
 KVLayout to_kv_layout(nb::handle name);
 KVScaling to_kv_scaling(nb::handle name);
-// A number, or an iterable of numbers.
+// Throws InvalidArgumentError for a number that float32 would turn into 0 or infinity.
+float to_float(double value, std::string_view name);
+// A number, or some in order.
 std::vector<float> to_floats(nb::handle value, std::string_view name);
 
 // A string, an int (the index of a CUDA device) or an object with `type` and `index`, such as

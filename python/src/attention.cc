@@ -2,8 +2,6 @@
 #include <nanobind/stl/string.h>
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <mutex>
 #include <utility>
 
@@ -15,15 +13,6 @@ namespace seqattn::python {
 namespace {
 
 using namespace nb::literals;
-
-// Throws InvalidArgumentError for a number that float32 would turn into 0 or infinity.
-float to_float(double value, std::string_view name) {
-  const bool fits = value == 0 || !std::isfinite(value) ||
-                    (std::abs(value) >= std::numeric_limits<float>::denorm_min() &&
-                     std::abs(value) <= std::numeric_limits<float>::max());
-  require(fits, name, ": got ", value, "; expected 0 or a number that float32 can hold");
-  return static_cast<float>(value);
-}
 
 void init(Attention* self, const Any& cache_manager, const Int& num_qo_heads, bool causal,
           const Int& window_left, std::optional<double> sm_scale, double logits_soft_cap,
@@ -230,7 +219,8 @@ void bind_calls(nb::class_<Attention>& cls) {
                    "typing.SupportsIndex = 0) -> None"),
            "Writes the planned batch's new tokens, as many as its queries.\n\n"
            "keys [total_q_tokens, num_heads, head_dim] and values [.., head_dim_v], in the cache's "
-           "dtype or float32. Raises InvalidArgumentError, having written nothing, without a plan, "
+           "dtype or float32; for float8_e4m3fn float32, float16 or bfloat16. Raises "
+           "InvalidArgumentError, having written nothing, without a plan, "
            "for tensors of another shape, dtype or device, pages that are free or shared. Leaves "
            "the GIL.")
       .def("run", &run, "q"_a.none(), "out"_a = nb::none(), "return_lse"_a = false,
@@ -240,7 +230,8 @@ void bind_calls(nb::class_<Attention>& cls) {
                    "typing.Any = None) -> typing.Any"),
            "q [total_q_tokens, num_qo_heads, head_dim] -> out [.., head_dim_v], in q's dtype "
            "unless given.\n\n"
-           "q and out, each: the cache's dtype or float32. A query that sees no key gives 0 and an "
+           "q and out, each: the cache's dtype or float32; over float8_e4m3fn float32, float16 or "
+           "bfloat16. A query that sees no key gives 0 and an "
            "LSE of -inf (with sink_logits: 0 and the sink's logit). With max_q_tokens, rows behind "
            "the batch's are not written: those of a new out hold whatever its memory held.\n\n"
            "Returns out, or (out, lse) with return_lse or lse: float32 [total_q_tokens, "

@@ -80,9 +80,8 @@ nb::object export_array(Framework framework, const TensorView& view, nb::handle 
   }
   const bool is_bfloat16 = view.dtype == DType::kBFloat16;
   // The buffer protocol knows neither bfloat16 nor 8 bits.
-  const nb::object bits =
-      export_as<nb::numpy>(view.data, shape, view.strides.data(),
-                           is_bfloat16 ? nb::dtype<std::uint16_t>() : dtype, owner);
+  nb::object bits = export_as<nb::numpy>(view.data, shape, view.strides.data(),
+                                         is_bfloat16 ? nb::dtype<std::uint16_t>() : dtype, owner);
   if (!is_bfloat16 && !is_float8) return bits;
   const nb::handle known = ml_dtype(view.dtype);
   return known.is_none() ? bits : nb::object(bits.attr("view")(known));

@@ -102,8 +102,10 @@ nb::object float8_bits(nb::handle object) {
     if (float8.is_none() || !dtype.is(float8)) return {};
     return object.attr("view")(torch.attr("uint8"));
   }
-  const nb::object name = nb::getattr(dtype, "name", nb::none());
-  if (!nb::hasattr(object, "view") || !name.equal(nb::str("float8_e4m3fn"))) return {};
+  // The size first: numpy makes the name up each time it is asked for.
+  const nb::object size = nb::getattr(dtype, "itemsize", nb::none());
+  if (!size.equal(nb::int_(1)) || !nb::hasattr(object, "view")) return {};
+  if (!nb::getattr(dtype, "name", nb::none()).equal(nb::str("float8_e4m3fn"))) return {};
   return object.attr("view")("uint8");
 }
 

@@ -143,7 +143,40 @@ void bind_attributes(nb::class_<Manager>& cls) {
           "The pool that the manager's pages come from.")
       .def_prop_ro(
           "bytes_per_page", [](const Manager& self) { return self.manager->bytes_per_page(); },
-          "Bytes of keys and values that one page takes, over all layers.");
+          "Bytes of keys and values that one page takes, over all layers, scales of tokens "
+          "included.");
+}
+
+using Scales = TensorView (PagedKVCacheManager::*)(int);
+
+template <Scales kScales>
+nb::object scales_of(nb::handle self, const Int& layer_index) {
+  const auto& manager = nb::cast<const Manager&>(self);
+  const TensorView view = (manager.manager.get()->*kScales)(to_int(layer_index, "layer"));
+  nb::object live = export_array(manager.framework, view, self);
+  if (!view.read_only) return live;
+  return live.attr(manager.framework == Framework::kTorch ? "clone" : "copy")();
+}
+
+void bind_scales(nb::class_<Manager>& cls) {
+  cls.def("set_kv_scales", &set_kv_scales, "key_scales"_a.none(), "value_scales"_a.none(),
+          "layer"_a.none() = 0,
+          nb::sig("def set_kv_scales(self, key_scales: float | collections.abc.Iterable[float], "
+                  "value_scales: float | collections.abc.Iterable[float], layer: "
+                  "typing.SupportsIndex = 0) -> None"),
+          "Sets the scales of one layer of a float8_e4m3fn cache with kv_scaling \"fixed\", which "
+          "are 1 until then: a number for all KV heads, or one for each.\n\n"
+          "Raises InvalidArgumentError, having changed nothing, for another cache or count, a "
+          "scale beyond 2^-126 to 7.6e35, and while pages are in use.")
+      .def("key_scales", &scales_of<&PagedKVCacheManager::key_scales>, "layer"_a.none() = 0,
+           nb::sig("def key_scales(self, layer: typing.SupportsIndex = 0) -> typing.Any"),
+           "The scales of a layer's keys, float32: [num_heads], a copy; with kv_scaling "
+           "\"per_token\" a live view, shaped as one layer of key_cache without its last "
+           "dimension.\n\n"
+           "Raises InvalidArgumentError for a cache without scales.")
+      .def("value_scales", &scales_of<&PagedKVCacheManager::value_scales>, "layer"_a.none() = 0,
+           nb::sig("def value_scales(self, layer: typing.SupportsIndex = 0) -> typing.Any"),
+           "As key_scales, of the values.");
 }
 
 // What goes in and out of the storage.
@@ -156,7 +189,8 @@ void bind_tokens(nb::class_<Manager>& cls) {
           "Writes the last n_i = append_indptr_cpu[i + 1] - append_indptr_cpu[i] tokens of every "
           "row of flashinfer_data, which already counts them.\n\n"
           "keys [total_new_tokens, num_heads, head_dim] and values [.., head_dim_v], in the "
-          "cache's dtype or float32. Raises InvalidArgumentError, having written nothing, for "
+          "cache's dtype or float32; for float8_e4m3fn float32, float16 or bfloat16. Raises "
+          "InvalidArgumentError, having written nothing, for "
           "tensors of another shape, dtype or device, more tokens than a row has, pages that are "
           "free, shared or not of this pool. Leaves the GIL.")
       .def("read_kv", &read_kv, "page_indices"_a.none(), "first"_a.none(), "count"_a.none(),
@@ -165,7 +199,8 @@ void bind_tokens(nb::class_<Manager>& cls) {
                    "typing.SupportsIndex, count: typing.SupportsIndex, layer: typing.SupportsIndex "
                    "= 0) -> tuple[typing.Any, typing.Any]"),
            "New arrays with tokens [first, first + count) of the sequence with these pages: keys "
-           "[count, num_heads, head_dim] and values [count, num_heads, head_dim_v].")
+           "[count, num_heads, head_dim] and values [count, num_heads, head_dim_v], in the cache's "
+           "dtype; of float8_e4m3fn as float32, their scales in them.")
       .def(
           "write_kv", &write_kv, "page_indices"_a.none(), "first"_a.none(), "keys"_a.none(),
           "values"_a.none(), "layer"_a.none() = 0,
@@ -173,41 +208,9 @@ void bind_tokens(nb::class_<Manager>& cls) {
                   "typing.SupportsIndex, keys: typing.Any, values: typing.Any, layer: "
                   "typing.SupportsIndex = 0) -> None"),
           "Writes tokens from `first` on of the sequence with these pages: keys [count, num_heads, "
-          "head_dim] and values [count, num_heads, head_dim_v], in the cache's dtype or "
-          "float32.\n\n"
+          "head_dim] and values [count, num_heads, head_dim_v], of a dtype as append_kv takes.\n\n"
           "Raises InvalidArgumentError, having written nothing, for a range beyond the pages, a "
           "page to be written that is free, shared or listed twice, or tensors that do not fit.")
-      .def("set_kv_scales", &set_kv_scales, "key_scales"_a.none(), "value_scales"_a.none(),
-           "layer"_a.none() = 0,
-           nb::sig("def set_kv_scales(self, key_scales: float | collections.abc.Iterable[float], "
-                   "value_scales: float | collections.abc.Iterable[float], layer: "
-                   "typing.SupportsIndex = 0) -> None"),
-           "Sets the scales of one layer of a float8_e4m3fn cache with kv_scaling \"fixed\", which "
-           "are 1 until then: a number for all KV heads, or one for each.\n\n"
-           "Raises InvalidArgumentError, having changed nothing, for another cache or count, a "
-           "scale that is not positive, normal and finite, and while pages are in use.")
-      .def(
-          "key_scales",
-          [](nb::handle self, const Int& layer) {
-            const auto& manager = nb::cast<const Manager&>(self);
-            return export_array(manager.framework,
-                                manager.manager->key_scales(to_int(layer, "layer")), self);
-          },
-          "layer"_a.none() = 0,
-          nb::sig("def key_scales(self, layer: typing.SupportsIndex = 0) -> typing.Any"),
-          "The scales of a layer's keys, float32: [num_heads], or with kv_scaling \"per_token\" "
-          "shaped as key_cache without its last dimension. A live view.\n\n"
-          "Raises InvalidArgumentError for a cache without scales.")
-      .def(
-          "value_scales",
-          [](nb::handle self, const Int& layer) {
-            const auto& manager = nb::cast<const Manager&>(self);
-            return export_array(manager.framework,
-                                manager.manager->value_scales(to_int(layer, "layer")), self);
-          },
-          "layer"_a.none() = 0,
-          nb::sig("def value_scales(self, layer: typing.SupportsIndex = 0) -> typing.Any"),
-          "As key_scales, of the values.")
       .def(
           "copy_pages",
           [](const Manager& self, const Any& copies) {
@@ -285,9 +288,11 @@ void bind_manager(nb::module_& m) {
          "get_memory_tensors",
          [](const Manager& self) { return nb::make_tuple(key_cache(self), value_cache(self)); },
          nb::sig("def get_memory_tensors(self) -> tuple[typing.Any, typing.Any]"),
-         "(key_cache, value_cache).")
+         "(key_cache, value_cache). Not their scales: those of float8_e4m3fn with kv_scaling "
+         "\"per_token\" are key_scales(layer) and value_scales(layer).")
       .def("__repr__", [](const Manager& self) { return self.manager->to_string(); });
   bind_tokens(cls);
+  bind_scales(cls);
 }
 
 }  // namespace seqattn::python

@@ -90,11 +90,11 @@ void check_apart(const NamedTensor& output, std::span<const NamedTensor> others,
 
 void check_apart_from_cache(const NamedTensor& tensor, std::span<const Plane> planes) {
   if (!tensor.tensor || tensor.tensor.num_elements() == 0) return;
-  const auto [begin, end] = byte_range(tensor.tensor);
+  const ByteRange range = byte_range(tensor.tensor);
   const std::less<const std::byte*> before;
   for (std::size_t i = 0; i < planes.size(); ++i) {
     const auto check = [&](const Plane& plane, const char* what) {
-      if (!before(begin, plane.end()) || !before(plane.data, end)) return;
+      if (!before(range.begin, plane.end()) || !before(plane.data, range.end)) return;
       throw InvalidArgumentError(concat(tensor.name, ": shares memory with the ", kind_of(i), what,
                                         " of layer ", i / 2,
                                         "; expected a tensor apart from the cache"));
@@ -110,6 +110,26 @@ void check_layers_apart(std::span<const Plane> planes) {
     for (std::size_t other = 0; other < i / 2 * 2; ++other) {
       require(!meet(planes[other], planes[i]), kind_of(i), "s[", i / 2, "]: shares memory with ",
               kind_of(other), "s[", other / 2, "]; expected layers apart from one another");
+    }
+  }
+}
+
+void check_scales_apart(std::span<const Plane> planes) {
+  for (std::size_t i = 0; i < planes.size(); ++i) {
+    const std::size_t layer = i / 2;
+    require(i % 2 == 0 || !meet(planes[i - 1], planes[i]), "values[", layer,
+            "]: shares memory with keys[", layer,
+            "]; expected values apart from the keys, since each have scales of their own");
+    if (!planes[i].scales.per_token) continue;
+    const Plane scales = planes[i].scale_plane();
+    for (std::size_t other = 0; other < planes.size(); ++other) {
+      require(!meet(planes[other], scales), kind_of(i), "_scales[", layer, "]: shares memory with ",
+              kind_of(other), "s[", other / 2, "]; expected scales apart from the cache");
+    }
+    for (std::size_t other = 0; other < i; ++other) {
+      require(!meet(planes[other].scale_plane(), scales), kind_of(i), "_scales[", layer,
+              "]: shares memory with ", kind_of(other), "_scales[", other / 2,
+              "]; expected scales of their own for each layer's keys and values");
     }
   }
 }

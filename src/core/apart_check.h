@@ -29,4 +29,8 @@ void check_apart_from_cache(const NamedTensor& tensor, std::span<const Plane> pl
 // memory.
 void check_layers_apart(std::span<const Plane> planes);
 
+// Of planes with scales: throws InvalidArgumentError when those of tokens share a byte with the
+// cache or one another, and when keys and values of a layer do, which have scales of their own.
+void check_scales_apart(std::span<const Plane> planes);
+
 }  // namespace seqattn

@@ -23,10 +23,10 @@ bool has_scales(const KVCacheConfig& config) noexcept { return config.dtype == D
 
 // Bytes of one layer's keys (or values), all pages, with head_dim as given; above kMaxBytes when
 // they are too many.
-std::int64_t layer_bytes(const KVCacheConfig& config, int head_dim) noexcept {
+std::int64_t layer_bytes(const KVCacheConfig& config, std::int64_t head_dim) noexcept {
   std::int64_t bytes = size_of(config.dtype);
   for (const std::int64_t factor : {config.num_pages, std::int64_t{config.page_size},
-                                    std::int64_t{config.num_heads}, std::int64_t{head_dim}}) {
+                                    std::int64_t{config.num_heads}, head_dim}) {
     if (__builtin_mul_overflow(bytes, factor, &bytes)) return kMaxBytes + 1;
   }
   return bytes;
@@ -49,8 +49,10 @@ KVCacheConfig checked(KVCacheConfig config) {
   const std::int64_t most = kMaxBytes / config.num_layers;
   KVCacheConfig with_pages = config;  // a page has to fit even where there are none
   with_pages.num_pages = std::max<std::int64_t>(config.num_pages, 1);
-  const std::int64_t key_bytes = layer_bytes(with_pages, config.head_dim);
-  const std::int64_t value_bytes = layer_bytes(with_pages, config.head_dim_v);
+  // Of a token and head, in elements of one byte.
+  const std::int64_t scale = config.kv_scaling == KVScaling::kPerToken ? sizeof(float) : 0;
+  const std::int64_t key_bytes = layer_bytes(with_pages, config.head_dim + scale);
+  const std::int64_t value_bytes = layer_bytes(with_pages, config.head_dim_v + scale);
   require(key_bytes <= most && value_bytes <= most - key_bytes, "cache: ", config.num_layers,
           " layers of ", config.num_pages, " pages, ", config.page_size, " tokens, ",
           config.num_heads, " heads of ", config.head_dim, " and ", config.head_dim_v,
@@ -90,19 +92,6 @@ TensorView view_of(const Plane& plane, const KVCacheConfig& config) {
   return view;
 }
 
-std::shared_ptr<void> allocate_layers(Backend& backend, const KVCacheConfig& config, int head_dim,
-                                      bool keys) {
-  const std::int64_t bytes = layer_bytes(config, head_dim) * config.num_layers;
-  try {
-    return backend.allocate(bytes, config.device);
-  } catch (const std::bad_alloc&) {
-    throw OutOfMemoryError(
-        concat("cache: no memory for the ", bytes, " bytes of the ", keys ? "keys" : "values",
-               " of ", config.num_layers, " layers and ", config.num_pages,
-               " pages; expected a size that fits: use fewer pages (num_pages)"));
-  }
-}
-
 // The keys (or values) of an append or a read.
 void check_tokens(std::string_view name, const TensorView& tensor, std::int64_t num_tokens,
                   const Plane& plane, Device device, bool output) {
@@ -139,7 +128,8 @@ PagedKVCacheManager::PagedKVCacheManager(const KVCacheConfig& config)
     : PagedKVCacheManager(config, Borrowed{}) {
   const std::array head_dims{config_.head_dim, config_.head_dim_v};
   for (const int head_dim : head_dims) {
-    storage_.push_back(allocate_layers(backend_, config_, head_dim, storage_.empty()));
+    add_storage(layer_bytes(config_, head_dim) * config_.num_layers,
+                storage_.empty() ? "keys" : "values");
   }
   for (int layer = 0; layer < config_.num_layers; ++layer) {
     for (std::size_t i = 0; i < head_dims.size(); ++i) {
@@ -156,6 +146,18 @@ PagedKVCacheManager::PagedKVCacheManager(const KVCacheConfig& config)
   } else {
     add_fixed_scales();
   }
+}
+
+void* PagedKVCacheManager::add_storage(std::int64_t bytes, std::string_view what) {
+  try {
+    storage_.push_back(backend_.allocate(bytes, config_.device));
+  } catch (const std::bad_alloc&) {
+    throw OutOfMemoryError(
+        concat("cache: no memory for the ", bytes, " bytes of the ", what, " of ",
+               config_.num_layers, " layers and ", config_.num_pages,
+               " pages; expected a size that fits: use fewer pages (num_pages)"));
+  }
+  return storage_.back().get();
 }
 
 std::unique_ptr<PagedKVCacheManager> PagedKVCacheManager::from_tensors(

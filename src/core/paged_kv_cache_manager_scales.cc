@@ -1,13 +1,15 @@
 #include <array>
-#include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <limits>
+#include <string>
 #include <string_view>
 #include <vector>
 
 #include "apart_check.h"
 #include "backend.h"
 #include "message.h"
+#include "seqattn/float8.h"
 #include "seqattn/paged_kv_cache_manager.h"
 #include "tensor_check.h"
 
@@ -16,15 +18,17 @@ namespace seqattn {
 namespace {
 
 constexpr auto kScaleBytes = static_cast<std::int64_t>(sizeof(float));
+// The reciprocal has to be finite, and the greatest element's value.
+constexpr float kLeastScale = std::numeric_limits<float>::min();
+constexpr float kGreatestScale = std::numeric_limits<float>::max() / kMaxFloat8E4M3;
 
 // One for each KV head, out of as many or of one for all.
 std::vector<float> one_per_head(std::string_view name, ListView<float> scales, int num_heads) {
   require(scales.size() == 1 || static_cast<int>(scales.size()) == num_heads, name, ": got ",
           scales.size(), " scales; expected 1, or one for each of ", num_heads, " heads");
   for (const float scale : scales) {
-    // The reciprocal has to be finite.
-    require(std::isfinite(scale) && scale >= std::numeric_limits<float>::min(), name, ": got ",
-            scale, "; expected a finite number of at least ", std::numeric_limits<float>::min());
+    require(scale >= kLeastScale && scale <= kGreatestScale, name, ": got ", scale,
+            "; expected a number from ", kLeastScale, " to ", kGreatestScale);
   }
   if (scales.size() == 1) return std::vector<float>(static_cast<std::size_t>(num_heads), scales[0]);
   return {scales.begin(), scales.end()};
@@ -34,8 +38,7 @@ std::vector<float> one_per_head(std::string_view name, ListView<float> scales, i
 
 void PagedKVCacheManager::add_fixed_scales() {
   const auto count = static_cast<std::int64_t>(planes_.size()) * config_.num_heads;
-  storage_.push_back(backend_.allocate(count * kScaleBytes, config_.device));
-  auto* data = static_cast<float*>(storage_.back().get());
+  auto* data = static_cast<float*>(add_storage(count * kScaleBytes, "scales"));
   const std::vector<float> ones(static_cast<std::size_t>(count), 1.0f);
   backend_.copy_bytes(data, ones.data(), count * kScaleBytes, {});
   for (Plane& plane : planes_) {
@@ -48,8 +51,7 @@ void PagedKVCacheManager::add_token_scales() {
   const bool tokens_outside = config_.kv_layout == KVLayout::kNHD;
   const std::int64_t page = std::int64_t{config_.page_size} * config_.num_heads;
   const auto count = static_cast<std::int64_t>(planes_.size()) * config_.num_pages * page;
-  storage_.push_back(backend_.allocate(count * kScaleBytes, config_.device));
-  auto* data = static_cast<float*>(storage_.back().get());
+  auto* data = static_cast<float*>(add_storage(count * kScaleBytes, "scales"));
   for (Plane& plane : planes_) {
     plane.scales = {.data = data,
                     .page_stride = page,
@@ -70,25 +72,26 @@ void PagedKVCacheManager::borrow_token_scales(std::span<const TensorView> keys,
   const std::array<std::int64_t, 3> shape{config_.num_pages,
                                           tokens_outside ? config_.page_size : config_.num_heads,
                                           tokens_outside ? config_.num_heads : config_.page_size};
-  std::vector<NamedTensor> before;
   for (std::size_t i = 0; i < 2 * expected; ++i) {
     const bool is_key = i % 2 == 0;
     const TensorView& tensor = is_key ? keys[i / 2] : values[i / 2];
-    const char* const name = is_key ? "key_scales" : "value_scales";
-    check_tensor(tensor, {.name = concat(name, "[", i / 2, "]"),
+    const std::string name = concat(is_key ? "key" : "value", "_scales[", i / 2, "]");
+    check_tensor(tensor, {.name = name,
                           .shape = shape,
                           .dtype = DType::kFloat32,
                           .device = config_.device,
-                          .output = true});
-    check_apart_from_cache({name, tensor}, planes_);
-    check_apart({name, tensor}, before);
-    before.push_back({name, tensor});
+                          .output = true,
+                          .any_strides = true});
+    require(reinterpret_cast<std::uintptr_t>(tensor.data) % alignof(float) == 0, name,
+            ": got data at an address that is no multiple of ", alignof(float),
+            "; expected aligned floats");
     planes_[i].scales = {.data = static_cast<float*>(tensor.data),
                          .page_stride = tensor.strides[0],
                          .token_stride = tensor.strides[tokens_outside ? 1 : 2],
                          .head_stride = tensor.strides[tokens_outside ? 2 : 1],
                          .per_token = true};
   }
+  if (config_.dtype == DType::kFloat8E4M3) check_scales_apart(planes_);
 }
 
 TensorView PagedKVCacheManager::scales_of(const char* call, int layer, std::int64_t plane) const {
@@ -97,7 +100,10 @@ TensorView PagedKVCacheManager::scales_of(const char* call, int layer, std::int6
           " has no scales; expected one of float8_e4m3fn");
   void* const data = scales.data;
   if (!scales.per_token) {
-    return TensorView::contiguous(data, DType::kFloat32, {config_.num_heads}, config_.device);
+    TensorView view =
+        TensorView::contiguous(data, DType::kFloat32, {config_.num_heads}, config_.device);
+    view.read_only = true;  // set_kv_scales knows when they may change
+    return view;
   }
   const bool tokens_outside = config_.kv_layout == KVLayout::kNHD;
   const int outer = tokens_outside ? config_.page_size : config_.num_heads;

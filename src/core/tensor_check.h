@@ -17,7 +17,8 @@ struct TensorSpec {
   DType dtype = DType::kFloat32;
   bool or_float32 = false;  // float32 will do as well; for 8 bits, instead, as 16 bits will
   Device device = {};
-  bool output = false;  // written: refuses read-only tensors and slots that share memory
+  bool output = false;       // written: refuses read-only tensors and slots that share memory
+  bool any_strides = false;  // elements of the innermost dimension need not be side by side
 };
 
 // Throws InvalidArgumentError: what was given, what was expected.

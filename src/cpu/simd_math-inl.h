@@ -41,6 +41,7 @@ using HalfTag = hn::Rebind<hwy::float16_t, FloatTag>;
 using BitsTag = hn::Rebind<std::uint16_t, FloatTag>;
 using ByteTag = hn::Rebind<std::uint8_t, FloatTag>;
 using WideBitsTag = hn::Rebind<std::uint32_t, FloatTag>;
+using SignedBitsTag = hn::RebindToSigned<FloatTag>;
 
 HWY_INLINE hn::Vec<WideBitsTag> load_bits(const void* from) {
   return hn::PromoteTo(WideBitsTag(),
@@ -75,8 +76,14 @@ HWY_INLINE Floats load(const Float8* from) {
   const auto bits = hn::PromoteTo(wide, hn::LoadU(ByteTag(), &from->bits));
   const auto magnitude = hn::And(bits, hn::Set(wide, 0x7fu));
   const auto sign = hn::ShiftLeft<24>(hn::Xor(bits, magnitude));
-  const Floats value =
-      hn::Mul(hn::BitCast(kFloatTag, hn::ShiftLeft<20>(magnitude)), hn::Set(kFloatTag, 0x1p120f));
+  const auto shifted = hn::ShiftLeft<20>(magnitude);
+  const Floats normal = hn::BitCast(kFloatTag, hn::Add(shifted, hn::Set(wide, 0x3c000000u)));
+  // Below the smallest normal number, 2^-6, the mantissa counts steps of 2^-9 from 0 on. Through
+  // normal floats: others may count as zeros, by a flag of the processor.
+  const Floats smallest = hn::Set(kFloatTag, 0x1p-6f);
+  const Floats steps =
+      hn::Sub(hn::BitCast(kFloatTag, hn::Or(shifted, hn::BitCast(wide, smallest))), smallest);
+  const Floats value = hn::IfThenElse(hn::Lt(normal, smallest), steps, normal);
   // Where the largest magnitude, 480 by its bits, stands for NaN.
   const auto is_number = hn::Lt(value, hn::Set(kFloatTag, 480.0f));
   const Floats nan = hn::Set(kFloatTag, std::numeric_limits<float>::quiet_NaN());
@@ -113,11 +120,21 @@ HWY_INLINE void store(Floats value, hwy::float16_t* to) {
 #endif
 }
 
-// As float8.h does.
+// As float8.h does, which says why.
 HWY_INLINE void store(Floats value, Float8* to) {
-  float lanes[kLanes];
-  store(value, lanes);
-  for (std::size_t i = 0; i < kLanes; ++i) to[i].bits = to_float8_e4m3(lanes[i]);
+  const SignedBitsTag ints;
+  const auto bits = hn::BitCast(ints, value);
+  const auto magnitude = hn::And(bits, hn::Set(ints, 0x7fffffff));
+  const auto sign = hn::And(hn::ShiftRight<24>(bits), hn::Set(ints, 0x80));
+  const auto finite = hn::Min(magnitude, hn::Set(ints, 0x43e00000));  // 448
+  const auto is_odd = hn::And(hn::ShiftRight<20>(finite), hn::Set(ints, 1));
+  const auto rounded = hn::Add(hn::Add(finite, is_odd), hn::Set(ints, 0x7ffff - 0x3c000000));
+  const auto normal = hn::ShiftRight<20>(rounded);
+  const Floats shifted = hn::Add(hn::BitCast(kFloatTag, magnitude), hn::Set(kFloatTag, 0x1p14f));
+  const auto steps = hn::Sub(hn::BitCast(ints, shifted), hn::Set(ints, 0x46800000));
+  auto code = hn::IfThenElse(hn::Lt(magnitude, hn::Set(ints, 0x3c800000)), steps, normal);
+  code = hn::IfThenElse(hn::Gt(magnitude, hn::Set(ints, 0x7f800000)), hn::Set(ints, 0x7f), code);
+  hn::StoreU(hn::DemoteTo(ByteTag(), hn::Or(code, sign)), ByteTag(), &to->bits);
 }
 
 template <class T>

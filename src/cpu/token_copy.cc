@@ -179,7 +179,7 @@ void write_tokens_cpu(std::span<const Plane> planes, std::span<const TensorView>
   for (std::size_t i = 0; i < planes.size(); ++i) {
     const std::int64_t token_bytes = row_bytes(planes[i]) * planes[i].num_heads;
     if (planes[i].scales.data != nullptr) {
-      for_each_part(ranges, token_bytes, num_threads,
+      for_each_part(ranges, token_bytes * size_of(tensors[i].dtype), num_threads,
                     [&](const TokenRange& part) { write_scaled(planes[i], tensors[i], part); });
       continue;
     }
@@ -198,7 +198,7 @@ void read_tokens_cpu(std::span<const Plane> planes, std::span<const TensorView> 
   for (std::size_t i = 0; i < planes.size(); ++i) {
     const std::int64_t token_bytes = row_bytes(planes[i]) * planes[i].num_heads;
     if (planes[i].scales.data != nullptr) {
-      for_each_part(ranges, token_bytes, /*num_threads=*/0,
+      for_each_part(ranges, token_bytes * size_of(tensors[i].dtype), /*num_threads=*/0,
                     [&](const TokenRange& part) { read_scaled(planes[i], tensors[i], part); });
       continue;
     }

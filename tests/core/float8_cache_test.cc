@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "error_text.h"
+#include "float8_config.h"
 #include "host_tensor.h"
 #include "random_source.h"
 #include "seqattn/cache_descriptor.h"
@@ -22,24 +23,14 @@ namespace {
 
 using ::seqattn::testing::bytes_of;
 using ::seqattn::testing::error_of;
+using ::seqattn::testing::float8;
 using ::seqattn::testing::HostTensor;
+using ::seqattn::testing::kDim;
+using ::seqattn::testing::kDimV;
+using ::seqattn::testing::kHeads;
+using ::seqattn::testing::kLayers;
 using ::seqattn::testing::random_tensor;
-using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-constexpr int kHeads = 3, kDim = 5, kDimV = 4, kLayers = 2;
-
-KVCacheConfig float8(KVScaling scaling, KVLayout layout = KVLayout::kNHD, int page_size = 4) {
-  return {.num_pages = 16,
-          .page_size = page_size,
-          .num_heads = kHeads,
-          .head_dim = kDim,
-          .head_dim_v = kDimV,
-          .num_layers = kLayers,
-          .dtype = DType::kFloat8E4M3,
-          .kv_layout = layout,
-          .kv_scaling = scaling};
-}
 
 const std::vector<float> kKeyScales{0.01f, 0.002f, 0.5f}, kValueScales{0.25f};
 
@@ -258,94 +249,6 @@ INSTANTIATE_TEST_SUITE_P(, Float8Cache,
                            return std::string(to_string(std::get<0>(param_info.param))) + "_" +
                                   std::string(to_string(std::get<1>(param_info.param)));
                          });
-
-TEST(Float8Scales, AreSetWhileNoPageIsInUse) {
-  PagedKVCacheManager manager(float8(KVScaling::kFixed));
-  const auto scales = [&](const TensorView& view) {
-    const auto* const data = static_cast<const float*>(view.data);
-    return std::vector<float>(data, data + view.num_elements());
-  };
-  EXPECT_THAT(scales(manager.key_scales()), ElementsAre(1, 1, 1));
-  manager.set_kv_scales({0.5f}, {1, 2, 3}, 1);
-  EXPECT_THAT(scales(manager.key_scales(1)), ElementsAre(0.5f, 0.5f, 0.5f));
-  EXPECT_THAT(scales(manager.value_scales(1)), ElementsAre(1, 2, 3));
-  EXPECT_THAT(scales(manager.value_scales(0)), ElementsAre(1, 1, 1));
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  for (const float wrong : {0.0f, -1.0f, kInfinity, std::nanf(""), 1e-40f}) {
-    EXPECT_THAT(error_of([&] { manager.set_kv_scales({1}, {wrong}); }),
-                HasSubstr("value_scales: got"));
-  }
-  EXPECT_THAT(error_of([&] {
-                manager.set_kv_scales({1, 2}, {1});
-              }),
-              HasSubstr("key_scales: got 2 scales; expected 1, or one for each of 3 heads"));
-  EXPECT_THAT(error_of([&] { manager.set_kv_scales({1}, {1}, 2); }), HasSubstr("layer: got 2"));
-  const auto pages = manager.allocate(2);
-  EXPECT_THAT(error_of([&] { manager.set_kv_scales({1}, {1}); }), HasSubstr("2 pages are in use"));
-  manager.unref(pages);
-  EXPECT_THAT(scales(manager.value_scales(1)), ElementsAre(1, 2, 3));
-  manager.set_kv_scales({1}, {1}, 1);
-  EXPECT_THAT(scales(manager.value_scales(1)), ElementsAre(1, 1, 1));
-}
-
-TEST(Float8Scales, BelongToCachesOf8BitsAlone) {
-  KVCacheConfig config = float8(KVScaling::kPerToken);
-  PagedKVCacheManager per_token(config);
-  EXPECT_EQ(per_token.bytes_per_page(), kLayers * 4 * kHeads * (kDim + kDimV + 8));
-  EXPECT_THAT(per_token.to_string(), HasSubstr("kv_scaling=per_token"));
-  EXPECT_EQ(per_token.key_scales(1).to_string(), "float32[16, 4, 3] on cpu");
-  EXPECT_THAT(error_of([&] { per_token.set_kv_scales({1}, {1}); }),
-              HasSubstr("has no scales to set"));
-  config.dtype = DType::kFloat16;
-  EXPECT_THAT(error_of([&] { PagedKVCacheManager{config}; }),
-              HasSubstr("kv_scaling: got 'per_token' for float16"));
-  config.kv_scaling = KVScaling::kFixed;
-  PagedKVCacheManager plain(config);
-  EXPECT_THAT(error_of([&] { plain.key_scales(); }), HasSubstr("has no scales"));
-  EXPECT_THAT(error_of([&] { plain.set_kv_scales({1}, {1}); }), HasSubstr("has no scales to set"));
-}
-
-TEST(Float8Scales, ComeWithTheCallersTensors) {
-  const KVCacheConfig config = float8(KVScaling::kPerToken, KVLayout::kHND);
-  std::vector<std::byte> memory(1 << 16);
-  std::vector<float> floats(2 * kLayers * 16 * 4 * kHeads);
-  std::vector<TensorView> keys, values, key_scales, value_scales;
-  std::byte* at = memory.data();
-  float* scale = floats.data();
-  for (int layer = 0; layer < kLayers; ++layer) {
-    const auto cache = [&](int dim) {
-      void* const data = at;
-      at += 16 * kHeads * 4 * dim;
-      return TensorView::contiguous(data, DType::kFloat8E4M3, {16, kHeads, 4, dim});
-    };
-    const auto scales = [&] {
-      void* const data = scale;
-      scale += 16 * kHeads * 4;
-      return TensorView::contiguous(data, DType::kFloat32, {16, kHeads, 4});
-    };
-    keys.push_back(cache(kDim));
-    values.push_back(cache(kDimV));
-    key_scales.push_back(scales());
-    value_scales.push_back(scales());
-  }
-  const auto make = [&](std::span<const TensorView> ks, std::span<const TensorView> vs) {
-    return PagedKVCacheManager::from_tensors(keys, values, config, ks, vs);
-  };
-  EXPECT_EQ(make(key_scales, value_scales)->key_scales(1).data, key_scales[1].data);
-  EXPECT_THAT(error_of([&] { make({}, {}); }),
-              HasSubstr("got 0 tensors of key scales and 0 of value scales; expected 2 of each"));
-  EXPECT_THAT(error_of([&] { make(key_scales, key_scales); }), HasSubstr("shares memory with"));
-  std::vector<TensorView> wrong = key_scales;
-  wrong[1].shape[2] = 5;
-  EXPECT_THAT(error_of([&] { make(wrong, value_scales); }),
-              HasSubstr("key_scales[1]: got float32[16, 3, 5]"));
-  KVCacheConfig fixed = config;
-  fixed.kv_scaling = KVScaling::kFixed;
-  EXPECT_THAT(error_of([&] {
-                PagedKVCacheManager::from_tensors(keys, values, fixed, key_scales, value_scales);
-              }),
-              HasSubstr("expected 0 of each"));
-}
 
 }  // namespace
 }  // namespace seqattn

@@ -113,9 +113,22 @@ def test_what_is_wrong_is_said():
         (InvalidArgumentError, "dtype: got float8_e5m2; expected", lambda: make("float8_e5m2", "fixed")),
         (TypeError, "kv_scaling: got int", lambda: make("float16", 3)),
         (TypeError, "key_scales: got str", lambda: plain.set_kv_scales("one", 1)),
+        (TypeError, "key_scales: got bytes", lambda: plain.set_kv_scales(b"ab", 1)),
+        (TypeError, "value_scales: got set", lambda: plain.set_kv_scales(1, {1, 2})),
+        (TypeError, "value_scales: got str; expected a number", lambda: plain.set_kv_scales(1, ["one"])),
+        (InvalidArgumentError, "key_scales: got 1e.39; expected 0 or a number", lambda: plain.set_kv_scales(1e39, 1)),
     ]:
         with pytest.raises(error, match=text):
             call()
+
+
+@pytest.mark.parametrize("number", [0.5, np.array(0.5), np.float32(0.5), torch.tensor(0.5), [0.5] * 2, np.full(2, 0.5)])
+def test_what_scales_of_heads_are_set_to(number):
+    manager, descriptor = make("float8_e4m3fn", "fixed")
+    manager.set_kv_scales(number, number)
+    np.testing.assert_array_equal(manager.key_scales(), [0.5, 0.5])
+    manager.key_scales()[:] = 0  # a copy
+    np.testing.assert_array_equal(manager.key_scales(), [0.5, 0.5])
 
 
 @pytest.mark.parametrize("scaling", ["fixed", "per_token"])
