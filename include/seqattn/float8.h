@@ -20,8 +20,8 @@ constexpr float from_float8_e4m3(std::uint8_t bits) noexcept {
   return (bits & 0x80u) != 0 ? -value : value;
 }
 
-// Rounds to nearest, ties to even; saturates: what is beyond 448, infinities too, becomes 448. NaN
-// stays NaN.
+// Rounds to nearest, ties to even; saturates: what is beyond 448 in magnitude, infinities too,
+// keeps its sign and becomes 448. NaN stays NaN.
 constexpr std::uint8_t to_float8_e4m3(float value) noexcept {
   const auto bits = std::bit_cast<std::uint32_t>(value);
   const auto sign = static_cast<std::uint8_t>((bits >> 24) & 0x80u);

@@ -61,7 +61,8 @@ class SEQATTN_EXPORT PagedKVCacheManager {
   // refused (those that lie between one another need equal strides to be told apart). With
   // KVScaling::kPerToken the caller brings the scales, too: one float32 view a layer for the keys
   // and one for the values, shaped as the caches without their last dimension, of any strides. Keys
-  // and values of 8 bits, which have scales of their own, may not share memory.
+  // and values of 8 bits, which have scales of their own, may not share memory. With kFixed the
+  // scales are 1, whatever the elements were divided by, until set_kv_scales.
   static std::unique_ptr<PagedKVCacheManager> from_tensors(
       std::span<const TensorView> keys, std::span<const TensorView> values,
       const KVCacheConfig& config, std::span<const TensorView> key_scales = {},
@@ -92,9 +93,10 @@ class SEQATTN_EXPORT PagedKVCacheManager {
   TensorView key_scales(int layer = 0);
   TensorView value_scales(int layer = 0);
 
-  // Sets the scales of one layer, which are 1 until then: one number for all heads, or one a head.
+  // Sets the scales of one layer, which are 1 until then: {s} for all heads, or one a head. An
+  // element x is stored as x / s; the greatest magnitude over 448 makes use of the whole range.
   // Throws InvalidArgumentError, having changed nothing, unless the cache has KVScaling::kFixed;
-  // for another count, a scale beyond 2^-126 to 7.6e35, where it or its reciprocal would overflow,
+  // for another count, a scale beyond 1.18e-38 to 7.59e35 (it is normal, and 448 times it finite),
   // and while pages are in use, whose tokens were written under the scales before.
   void set_kv_scales(ListView<float> key_scales, ListView<float> value_scales, int layer = 0);
 

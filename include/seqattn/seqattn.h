@@ -6,6 +6,7 @@
 #include "seqattn/cache_descriptor.h"
 #include "seqattn/dlpack.h"
 #include "seqattn/error.h"
+#include "seqattn/float8.h"
 #include "seqattn/half.h"
 #include "seqattn/head_id_generator.h"
 #include "seqattn/packed_data.h"

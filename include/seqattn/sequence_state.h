@@ -29,11 +29,11 @@ struct SequenceStateInfo {
   std::int64_t num_in_front = 0;
   std::int64_t compacted_to = 0;
   int num_layers = 0;
-  int num_heads = 0;   // KV heads
-  int head_dim = 0;    // elements of a key
-  int head_dim_v = 0;  // elements of a value
-  DType dtype = DType::kFloat32;
-  std::int64_t num_bytes = 0;  // of the whole state
+  int num_heads = 0;              // KV heads
+  int head_dim = 0;               // elements of a key
+  int head_dim_v = 0;             // elements of a value
+  DType dtype = DType::kFloat32;  // elements of 8 bits have their scales beside them, of any kind
+  std::int64_t num_bytes = 0;     // of the whole state
 
   friend bool operator==(const SequenceStateInfo&, const SequenceStateInfo&) = default;
 };
@@ -81,8 +81,10 @@ SEQATTN_EXPORT void save_sequence(const CacheDescriptor& descriptor, SeqId seq_i
 // whatever that of the descriptor's new sequences. It is there when the call returns; when it
 // throws nothing has changed, but for what a reclaimer gave up.
 //
-// In a cache of the state's dtype the tokens are the same bits. In another they pass through
-// float32 and round to nearest, ties to even; float16 overflows to infinity beyond 65504.
+// In a cache of the state's dtype the tokens are the same bits; of 8-bit elements where its scales
+// are those of tokens, or fixed and the same. Otherwise they pass through float32 and round to
+// nearest, ties to even; float16 overflows to infinity beyond 65504, and 8 bits saturate at 448
+// times a fixed scale.
 //
 // A pool that falls short asks its reclaimer. From memory or a file the whole state is checked
 // first; from another source it is checked as it comes. So pages that the reclaimer gave up stay

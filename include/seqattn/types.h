@@ -31,8 +31,8 @@ constexpr std::int64_t size_of(DType dtype) noexcept {
   return dtype == DType::kFloat32 ? 4 : dtype == DType::kFloat8E4M3 ? 1 : 2;
 }
 
-// Where the scales of a cache of 8-bit elements come from: an element stands for its value times
-// the scale.
+// Where the scales of a cache of 8-bit elements come from: x is stored as x / scale, and an element
+// stands for its value times the scale. Caches of other types have none, and kFixed here.
 enum class KVScaling : std::uint8_t {
   kFixed,    // one a layer, or one a KV head, which the caller knows; values beyond 448 times the
              // scale saturate

@@ -167,7 +167,7 @@ class SequenceStateInfo:
     num_heads: int  # KV heads
     head_dim: int  # elements of a key
     head_dim_v: int  # elements of a value
-    dtype: str
+    dtype: str  # of float8_e4m3fn the scales travel with the tokens, however they came
     num_bytes: int  # of the whole state
 
 
