@@ -155,7 +155,8 @@ KVScaling to_kv_scaling(nb::handle scaling_name) {
   for (const KVScaling scaling : {KVScaling::kFixed, KVScaling::kPerToken}) {
     if (name == to_string(scaling)) return scaling;
   }
-  throw InvalidArgumentError(concat("kv_scaling: got ", name, "; expected fixed or per_token"));
+  throw InvalidArgumentError(
+      concat("kv_scaling: got '", name, "'; expected 'fixed' or 'per_token'"));
 }
 
 float to_float(double value, std::string_view name) {

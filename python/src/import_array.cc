@@ -165,8 +165,8 @@ Import import_array(nb::handle object, std::string_view name, Framework framewor
                     Access access) {
   // DLPack of many versions and the buffer protocol know no 8 bits.
   const nb::object bits8 = float8_bits(object);
-  require(!bits8.is_valid() || accepts.float8, name, ": got float8_e4m3fn; expected ",
-          names_of(accepts));
+  require(!bits8.is_valid() || accepts.float8, name,
+          ": got float8_e4m3fn, which is for caches alone; expected ", names_of(accepts));
   Import result{import_with(bits8.is_valid() ? nb::handle(bits8) : object, name, framework, access),
                 {}};
   nb::dlpack::dltensor tensor = tensor_of(result.array);

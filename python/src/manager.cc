@@ -125,7 +125,9 @@ void bind_attributes(nb::class_<Manager>& cls) {
       .def_prop_ro("key_cache", &key_cache, nb::sig("def key_cache(self) -> typing.Any"),
                    "[num_pages, page_size, num_heads, head_dim] (NHD) or [num_pages, num_heads, "
                    "page_size, head_dim] (HND), with num_layers in front where there are several. "
-                   "A live view; with from_tensors the caller's own object.")
+                   "A live view; with from_tensors the caller's own object. bfloat16 and "
+                   "float8_e4m3fn as ml_dtypes where that is installed, else their bits as uint16 "
+                   "and uint8.")
       .def_prop_ro("value_cache", &value_cache, nb::sig("def value_cache(self) -> typing.Any"),
                    "As key_cache, with head_dim_v.")
       .def_prop_ro(
@@ -155,7 +157,10 @@ nb::object scales_of(nb::handle self, const Int& layer_index) {
   const TensorView view = (manager.manager.get()->*kScales)(to_int(layer_index, "layer"));
   nb::object live = export_array(manager.framework, view, self);
   if (!view.read_only) return live;
-  return live.attr(manager.framework == Framework::kTorch ? "clone" : "copy")();
+  if (manager.framework == Framework::kTorch) return live.attr("clone")();
+  nb::object copy = live.attr("copy")();
+  copy.attr("flags").attr("writeable") = false;
+  return copy;
 }
 
 void bind_scales(nb::class_<Manager>& cls) {
@@ -164,14 +169,18 @@ void bind_scales(nb::class_<Manager>& cls) {
           nb::sig("def set_kv_scales(self, key_scales: float | collections.abc.Iterable[float], "
                   "value_scales: float | collections.abc.Iterable[float], layer: "
                   "typing.SupportsIndex = 0) -> None"),
-          "Sets the scales of one layer of a float8_e4m3fn cache with kv_scaling \"fixed\", which "
-          "are 1 until then: a number for all KV heads, or one for each.\n\n"
+          "Sets the scales of one layer, and of no other, of a float8_e4m3fn cache with kv_scaling "
+          "\"fixed\", which are 1 until then: a number for all KV heads, or one for each. x is "
+          "stored "
+          "as x / scale and read as element * scale; the greatest magnitude over 448 makes use of "
+          "the whole range.\n\n"
           "Raises InvalidArgumentError, having changed nothing, for another cache or count, a "
-          "scale beyond 2^-126 to 7.6e35, and while pages are in use.")
+          "scale beyond 1.18e-38 to 7.59e35, and while pages are in use.")
       .def("key_scales", &scales_of<&PagedKVCacheManager::key_scales>, "layer"_a.none() = 0,
            nb::sig("def key_scales(self, layer: typing.SupportsIndex = 0) -> typing.Any"),
-           "The scales of a layer's keys, float32: [num_heads], a copy; with kv_scaling "
-           "\"per_token\" a live view, shaped as one layer of key_cache without its last "
+           "The scales of a layer's keys, float32: [num_heads], a copy (of numpy a read-only one); "
+           "with kv_scaling \"per_token\" a live view, shaped as one layer of key_cache without "
+           "its last "
            "dimension.\n\n"
            "Raises InvalidArgumentError for a cache without scales.")
       .def("value_scales", &scales_of<&PagedKVCacheManager::value_scales>, "layer"_a.none() = 0,
@@ -252,7 +261,9 @@ void bind_manager(nb::module_& m) {
       "kv_layout: \"NHD\" or \"HND\". head_dim_v: elements of a value, head_dim unless given.\n"
       "kv_scaling, of float8_e4m3fn: \"fixed\" (scales of set_kv_scales, beyond which values "
       "saturate) or \"per_token\" (scales of each token and KV head, which append_kv derives). "
-      "What goes in and comes out is float32, float16 or bfloat16.\n\n"
+      "What goes in and comes out is float32, float16 or bfloat16. A torch without that dtype "
+      "names "
+      "it: arrays that come back are numpy's then.\n\n"
       "Raises InvalidArgumentError for sizes out of range, UnsupportedError for a device that this "
       "build cannot serve, MemoryError.\n\n"
       "On a CUDA device: float16 and bfloat16. With a torch dtype the storage is torch's, counted "
@@ -279,8 +290,11 @@ void bind_manager(nb::module_& m) {
               "= 'NHD', key_scales: typing.Any = None, value_scales: typing.Any = None) "
               "-> PagedKVCacheManager"),
       "A manager over the caller's own tensors, one or a list of one a layer, shaped as "
-      "key_cache; with key_scales and value_scales, float32 and likewise, kv_scaling is "
-      "\"per_token\".\n\nThey are borrowed, held and never cleared; every page starts free. "
+      "key_cache; with key_scales and value_scales, float32 and likewise without the last "
+      "dimension, kv_scaling is \"per_token\". Without them that of float8_e4m3fn is \"fixed\", "
+      "with "
+      "scales 1 until set_kv_scales.\n\nThey are borrowed, held and never cleared; every page "
+      "starts free. "
       "Raises InvalidArgumentError for tensors that do not agree or are read-only.");
   bind_pool_members(cls);
   bind_attributes(cls);

@@ -153,21 +153,24 @@ void bind_sequence_state(nb::module_& m) {
       "says that the new file is there, but a crash may bring the old one back.) A binary file "
       "object, or what else has write, gets the bytes in parts of about 4 MiB; what it raises "
       "comes out, with the first parts written. Raises FileError (an OSError) too.");
-  m.def("restore_sequence", &restore, "descriptor"_a.none(), "seq_id"_a.none(), "state"_a.none(),
-        nb::sig("def restore_sequence(descriptor: CacheDescriptor, seq_id: typing.SupportsIndex, "
-                "state: bytes | bytearray | memoryview | str | os.PathLike[str] | "
-                "seqattn._types.BinaryReader) -> seqattn._types.SequenceStateInfo"),
-        "Starts a sequence from what save_sequence made: bytes (or another buffer), the path of a "
-        "regular file, or a binary file object.\n\n"
-        "A file object, or what else has read, is read to the state's last byte and no further. "
-        "When the call raises nothing has changed, but for pages that a prefix cache or another "
-        "reclaimer gave up for it: those stay free. Bytes and files of a path are checked before "
-        "it is asked, a file object is checked as it comes. "
-        "The cache may have another page size, layout, dtype and device; with its own dtype the "
-        "tokens are the same bits, else they are rounded by way of float32, to nearest even, and "
-        "float16 overflows to infinity. Raises InvalidArgumentError for a sequence that exists or "
-        "another number of layers or heads, or another head dimension; SequenceStateError for what "
-        "is no state, truncated or corrupted; NoPageError; FileError (an OSError).");
+  m.def(
+      "restore_sequence", &restore, "descriptor"_a.none(), "seq_id"_a.none(), "state"_a.none(),
+      nb::sig("def restore_sequence(descriptor: CacheDescriptor, seq_id: typing.SupportsIndex, "
+              "state: bytes | bytearray | memoryview | str | os.PathLike[str] | "
+              "seqattn._types.BinaryReader) -> seqattn._types.SequenceStateInfo"),
+      "Starts a sequence from what save_sequence made: bytes (or another buffer), the path of a "
+      "regular file, or a binary file object.\n\n"
+      "A file object, or what else has read, is read to the state's last byte and no further. "
+      "When the call raises nothing has changed, but for pages that a prefix cache or another "
+      "reclaimer gave up for it: those stay free. Bytes and files of a path are checked before "
+      "it is asked, a file object is checked as it comes. "
+      "The cache may have another page size, layout, dtype and device; with its own dtype the "
+      "tokens are the same bits (of float8_e4m3fn where its kv_scaling is \"per_token\", or "
+      "\"fixed\" with the same scales), else they are rounded by way of float32, to nearest even; "
+      "float16 overflows to infinity, float8_e4m3fn saturates at 448 times a fixed scale. Raises "
+      "InvalidArgumentError for a sequence that exists or "
+      "another number of layers or heads, or another head dimension; SequenceStateError for what "
+      "is no state, truncated or corrupted; NoPageError; FileError (an OSError).");
   m.def("sequence_state_info", &info_of, "state"_a.none(),
         nb::sig("def sequence_state_info(state: bytes | bytearray | memoryview | str | "
                 "os.PathLike[str]) -> seqattn._types.SequenceStateInfo"),

@@ -137,10 +137,14 @@ std::unique_ptr<Manager> from_tensors(const Array& keys, const Array& values, co
   config.dtype = k.dtype;
   config.device = k.device;
   std::vector<TensorView> scales[2];
-  if (!key_scales.is_none() || !value_scales.is_none()) {
+  require(
+      key_scales.is_none() == value_scales.is_none(),
+      "key_scales, value_scales: got one of them alone; expected both, for scales of tokens, or "
+      "neither");
+  if (!key_scales.is_none()) {
     config.kv_scaling = KVScaling::kPerToken;
-    if (!key_scales.is_none()) scales[0] = import(key_scales, "key_scales", kFloat32Only);
-    if (!value_scales.is_none()) scales[1] = import(value_scales, "value_scales", kFloat32Only);
+    scales[0] = import(key_scales, "key_scales", kFloat32Only);
+    scales[1] = import(value_scales, "value_scales", kFloat32Only);
   }
   self->manager =
       PagedKVCacheManager::from_tensors(key_views, value_views, config, scales[0], scales[1]);

@@ -18,9 +18,10 @@ namespace seqattn {
 namespace {
 
 constexpr auto kScaleBytes = static_cast<std::int64_t>(sizeof(float));
-// The reciprocal has to be finite, and the greatest element's value.
-constexpr float kLeastScale = std::numeric_limits<float>::min();
-constexpr float kGreatestScale = std::numeric_limits<float>::max() / kMaxFloat8E4M3;
+// Normal numbers that the greatest element may be multiplied by.
+constexpr float kLeastScale = 1.18e-38f, kGreatestScale = 7.59e35f;
+static_assert(kLeastScale >= std::numeric_limits<float>::min() &&
+              kGreatestScale * kMaxFloat8E4M3 <= std::numeric_limits<float>::max());
 
 // One for each KV head, out of as many or of one for all.
 std::vector<float> one_per_head(std::string_view name, ListView<float> scales, int num_heads) {
@@ -132,7 +133,8 @@ void PagedKVCacheManager::set_kv_scales(ListView<float> key_scales, ListView<flo
                           one_per_head("value_scales", value_scales, config_.num_heads)};
   require(pool_.available_pages_count() == pool_.num_pages(),
           "set_kv_scales: ", pool_.num_pages() - pool_.available_pages_count(),
-          " pages are in use, with tokens under the scales so far; expected a pool without any");
+          " pages are in use, whose tokens may be under the scales so far; expected none: release "
+          "the sequences, and clear prefix caches");
   for (std::size_t i = 0; i < scales.size(); ++i) {
     backend_.copy_bytes(planes[i].scales.data, scales[i].data(), config_.num_heads * kScaleBytes,
                         {});

@@ -94,7 +94,7 @@ def test_over_the_callers_tensors(rng, kind):
     np.testing.assert_array_equal(np.asarray(scales[0])[pages[0], :3], scales_of(x, "per_token", None))
     fixed = PagedKVCacheManager.from_tensors(keys, values)
     assert fixed.kv_scaling == "fixed"
-    with pytest.raises(InvalidArgumentError, match="got 1 tensors of key scales and 0 of value scales"):
+    with pytest.raises(InvalidArgumentError, match="key_scales, value_scales: got one of them alone"):
         PagedKVCacheManager.from_tensors(keys, values, key_scales=scales[0])
 
 
@@ -105,10 +105,10 @@ def test_what_is_wrong_is_said():
     plain = PagedKVCacheManager(8, 4, HEADS, DIM, "float16", "cpu")
     assert plain.kv_scaling is None
     for error, text, call in [
-        (InvalidArgumentError, "keys: got float8_e4m3fn; expected float32", lambda: manager.write_kv([0], 0, x, x)),
+        (InvalidArgumentError, "keys: got float8_e4m3fn, which is for", lambda: manager.write_kv([0], 0, x, x)),
         (InvalidArgumentError, "1 pages are in use", lambda: manager.set_kv_scales(1, 1)),
         (InvalidArgumentError, "has no scales", lambda: plain.key_scales()),
-        (InvalidArgumentError, "kv_scaling: got per_page; expected", lambda: make("float16", "per_page")),
+        (InvalidArgumentError, "kv_scaling: got 'per_page'; expected 'fixed'", lambda: make("float16", "per_page")),
         (InvalidArgumentError, "kv_scaling: got 'per_token' for float16", lambda: make("float16", "per_token")),
         (InvalidArgumentError, "dtype: got float8_e5m2; expected", lambda: make("float8_e5m2", "fixed")),
         (TypeError, "kv_scaling: got int", lambda: make("float16", 3)),
@@ -127,8 +127,8 @@ def test_what_scales_of_heads_are_set_to(number):
     manager, descriptor = make("float8_e4m3fn", "fixed")
     manager.set_kv_scales(number, number)
     np.testing.assert_array_equal(manager.key_scales(), [0.5, 0.5])
-    manager.key_scales()[:] = 0  # a copy
-    np.testing.assert_array_equal(manager.key_scales(), [0.5, 0.5])
+    with pytest.raises(ValueError, match="read-only"):
+        manager.key_scales()[:] = 0
 
 
 @pytest.mark.parametrize("scaling", ["fixed", "per_token"])
