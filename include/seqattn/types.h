@@ -30,6 +30,8 @@ enum class DType : std::uint8_t { kFloat32, kFloat16, kBFloat16, kFloat8E4M3 };
 constexpr std::int64_t size_of(DType dtype) noexcept {
   return dtype == DType::kFloat32 ? 4 : dtype == DType::kFloat8E4M3 ? 1 : 2;
 }
+// Whether a cache of this type has scales, without which its elements mean nothing.
+constexpr bool has_scales(DType dtype) noexcept { return dtype == DType::kFloat8E4M3; }
 
 // Where the scales of a cache of 8-bit elements come from: x is stored as x / scale, and an element
 // stands for its value times the scale. Caches of other types have none, and kFixed here.

@@ -42,7 +42,7 @@ struct Accepts {
 inline constexpr Accepts kFloat32Only{}, kEveryFloat{true, true}, kEveryCache{true, true, true};
 // What goes into or comes out of a cache of that dtype.
 constexpr Accepts with_float32(DType dtype) {
-  if (dtype == DType::kFloat8E4M3) return kEveryFloat;
+  if (has_scales(dtype)) return kEveryFloat;
   return {dtype == DType::kFloat16, dtype == DType::kBFloat16};
 }
 

@@ -70,7 +70,7 @@ nb::tuple read_kv(const Manager& self, const Ints& page_indices, const Int& firs
   require(count >= 0 && count <= held, "count: got ", count, " tokens; expected 0 to ", held,
           ", what the listed pages hold");
   // Of 8 bits the values, in a type of their own.
-  const DType dtype = config.dtype == DType::kFloat8E4M3 ? DType::kFloat32 : config.dtype;
+  const DType dtype = has_scales(config.dtype) ? DType::kFloat32 : config.dtype;
   const auto tokens = [&](int head_dim) {
     return new_array(self.framework, config.device, dtype, {count, config.num_heads, head_dim});
   };
@@ -133,7 +133,7 @@ void bind_attributes(nb::class_<Manager>& cls) {
       .def_prop_ro(
           "kv_scaling",
           [=](const Manager& self) -> std::optional<std::string> {
-            if (config(self).dtype != DType::kFloat8E4M3) return std::nullopt;
+            if (!has_scales(config(self).dtype)) return std::nullopt;
             return std::string(to_string(config(self).kv_scaling));
           },
           "\"fixed\" or \"per_token\" for a cache of float8_e4m3fn, else None.")

@@ -19,8 +19,6 @@ namespace {
 
 constexpr std::int64_t kMaxBytes = std::int64_t{1} << 62;
 
-bool has_scales(const KVCacheConfig& config) noexcept { return config.dtype == DType::kFloat8E4M3; }
-
 // Bytes of one layer's keys (or values), all pages, with head_dim as given; above kMaxBytes when
 // they are too many.
 std::int64_t layer_bytes(const KVCacheConfig& config, std::int64_t head_dim) noexcept {
@@ -43,7 +41,7 @@ KVCacheConfig checked(KVCacheConfig config) {
   at_least("head_dim", config.head_dim, 1);
   at_least("head_dim_v", config.head_dim_v, 1);
   at_least("num_layers", config.num_layers, 1);
-  require(config.kv_scaling == KVScaling::kFixed || has_scales(config), "kv_scaling: got '",
+  require(config.kv_scaling == KVScaling::kFixed || has_scales(config.dtype), "kv_scaling: got '",
           to_string(config.kv_scaling), "' for ", to_string(config.dtype),
           "; expected 'fixed': float8_e4m3fn alone has scales");
   const std::int64_t most = kMaxBytes / config.num_layers;
@@ -140,7 +138,7 @@ PagedKVCacheManager::PagedKVCacheManager(const KVCacheConfig& config)
       planes_.push_back(make_plane(cache, config_.kv_layout));
     }
   }
-  if (!has_scales(config_)) return;
+  if (!has_scales(config_.dtype)) return;
   if (config_.kv_scaling == KVScaling::kPerToken) {
     add_token_scales();
   } else {
@@ -184,7 +182,7 @@ std::unique_ptr<PagedKVCacheManager> PagedKVCacheManager::from_tensors(
   }
   check_layers_apart(manager->planes_);
   manager->borrow_token_scales(key_scales, value_scales);
-  if (has_scales(resolved) && resolved.kv_scaling == KVScaling::kFixed) {
+  if (has_scales(resolved.dtype) && resolved.kv_scaling == KVScaling::kFixed) {
     manager->add_fixed_scales();
   }
   return manager;
@@ -318,8 +316,8 @@ std::string PagedKVCacheManager::to_string() const {
                 ", num_layers=", config_.num_layers, ", dtype=", seqattn::to_string(config_.dtype),
                 ", device=", seqattn::to_string(config_.device),
                 ", kv_layout=", seqattn::to_string(config_.kv_layout),
-                has_scales(config_) ? ", kv_scaling=" : "",
-                has_scales(config_) ? seqattn::to_string(config_.kv_scaling) : "",
+                has_scales(config_.dtype) ? ", kv_scaling=" : "",
+                has_scales(config_.dtype) ? seqattn::to_string(config_.kv_scaling) : "",
                 ", available=", available_pages_count(), ")");
 }
 

@@ -92,7 +92,7 @@ void PagedKVCacheManager::borrow_token_scales(std::span<const TensorView> keys,
                          .head_stride = tensor.strides[tokens_outside ? 2 : 1],
                          .per_token = true};
   }
-  if (config_.dtype == DType::kFloat8E4M3) check_scales_apart(planes_);
+  if (has_scales(config_.dtype)) check_scales_apart(planes_);
 }
 
 TensorView PagedKVCacheManager::scales_of(const char* call, int layer, std::int64_t plane) const {

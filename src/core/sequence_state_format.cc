@@ -94,14 +94,14 @@ bool is_sound(const SequenceStateInfo& info) noexcept {
 StateRecords::StateRecords(const SequenceStateInfo& info) noexcept
     : key_bytes(std::int64_t{info.num_heads} * info.head_dim * size_of(info.dtype)),
       value_bytes(std::int64_t{info.num_heads} * info.head_dim_v * size_of(info.dtype)),
-      scale_bytes(info.dtype == DType::kFloat8E4M3 ? info.num_heads * kScaleBytes : 0),
+      scale_bytes(has_scales(info.dtype) ? info.num_heads * kScaleBytes : 0),
       most_tokens(std::max<std::int64_t>(kRecordBytes / token_bytes(), 1)) {}
 
 std::int64_t state_bytes(const SequenceStateInfo& info) noexcept {
   // In 128 bits: four factors below 2^31, or two of them and a number of tokens, fit one by one.
   using Wide = __int128;
   const Wide elements = (Wide{info.head_dim} + info.head_dim_v) * size_of(info.dtype);
-  const std::int64_t scales = info.dtype == DType::kFloat8E4M3 ? 2 * kScaleBytes : 0;
+  const std::int64_t scales = has_scales(info.dtype) ? 2 * kScaleBytes : 0;
   const Wide token = Wide{info.num_heads} * (elements + scales);
   if (token * info.num_layers > kMaxBytes) return -1;
   if (info.num_kv_tokens > kMaxBytes / (token * info.num_layers)) return -1;

@@ -109,9 +109,9 @@ void read_tokens(StateReader& reader, PagedKVCacheManager& manager, std::span<co
   const SequenceStateInfo& info = reader.info();
   const KVCacheConfig& config = manager.config();
   const bool is_same = info.dtype == config.dtype && config.kv_scaling != KVScaling::kFixed;
-  const bool has_scales = info.dtype == DType::kFloat8E4M3;
+  const bool is_scaled = has_scales(info.dtype);
   const bool widens =
-      has_scales ? !is_same : info.dtype != config.dtype && info.dtype != DType::kFloat32;
+      is_scaled ? !is_same : info.dtype != config.dtype && info.dtype != DType::kFloat32;
   const StateRecords records(info);
   const std::int64_t most = std::min(records.most_tokens, info.num_kv_tokens);
   TokenBuffer buffer(config, widens ? DType::kFloat32 : info.dtype, most, kChecksumBytes);
@@ -123,14 +123,14 @@ void read_tokens(StateReader& reader, PagedKVCacheManager& manager, std::span<co
         static_cast<std::size_t>(count * records.token_bytes()) + kChecksumBytes);
     reader.read_record(record);
     auto* const floats = reinterpret_cast<float*>(buffer.host());
-    if (widens && has_scales) {
+    if (widens && is_scaled) {
       multiply_scales(info, count, record.data(), floats);
     } else if (widens) {
       widen(info.dtype, record.first(record.size() - kChecksumBytes), floats);
     }
     buffer.to_device(count, stream);
     const PageSlice slice = slice_of(pages, config.page_size, first, count);
-    if (has_scales && !widens) {
+    if (is_scaled && !widens) {
       StoredTokens{manager, slice, layer, stream}.write(buffer, count);
     } else {
       manager.write_kv(slice.pages, slice.first, count, buffer.keys(count), buffer.values(count),

@@ -64,7 +64,7 @@ void save_sequence(const CacheDescriptor& descriptor, SeqId seq_id, ByteSink& si
   TokenBuffer buffer(config, config.dtype, most, kChecksumBytes);
   for_each_record(info, [&](int layer, std::int64_t first, std::int64_t count) {
     const PageSlice slice = slice_of(pages, config.page_size, first, count);
-    if (config.dtype == DType::kFloat8E4M3) {
+    if (has_scales(config.dtype)) {
       StoredTokens{manager, slice, layer, stream}.read(buffer, count);
     } else {
       manager.read_kv(slice.pages, slice.first, count, buffer.keys(count), buffer.values(count),

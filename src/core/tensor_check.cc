@@ -14,11 +14,11 @@ namespace {
 
 // 8-bit elements mean nothing without their scales: whoever has a choice gives and takes others.
 bool stands_for_others(const TensorSpec& spec) noexcept {
-  return spec.or_float32 && spec.dtype == DType::kFloat8E4M3;
+  return spec.or_float32 && has_scales(spec.dtype);
 }
 
 bool fits(const TensorSpec& spec, DType dtype) noexcept {
-  if (stands_for_others(spec)) return dtype != DType::kFloat8E4M3;
+  if (stands_for_others(spec)) return !has_scales(dtype);
   return dtype == spec.dtype || (spec.or_float32 && dtype == DType::kFloat32);
 }
 

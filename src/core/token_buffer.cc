@@ -8,9 +8,8 @@ TokenBuffer::TokenBuffer(const KVCacheConfig& config, DType dtype, std::int64_t 
       dtype_(dtype),
       key_bytes_(std::int64_t{config.num_heads} * config.head_dim * size_of(dtype)),
       value_bytes_(std::int64_t{config.num_heads} * config.head_dim_v * size_of(dtype)),
-      scale_bytes_(dtype == DType::kFloat8E4M3
-                       ? config.num_heads * static_cast<std::int64_t>(sizeof(float))
-                       : 0),
+      scale_bytes_(has_scales(dtype) ? config.num_heads * static_cast<std::int64_t>(sizeof(float))
+                                     : 0),
       host_(static_cast<std::size_t>(num_bytes(most_tokens)) + host_extra) {
   if (config.device.type == DeviceType::kCPU) return;
   device_ = find_backend(config.device).allocate(num_bytes(most_tokens), config.device);
