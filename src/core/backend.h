@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "attention_plan.h"
+#include "scale_bytes.h"
 #include "seqattn/batch_attention.h"
 #include "seqattn/paged_kv_cache_manager.h"
 #include "seqattn/tensor_view.h"
@@ -56,16 +57,15 @@ struct Plane {
 };
 
 inline Plane Plane::scale_plane() const noexcept {
-  constexpr auto kBytes = static_cast<std::int64_t>(sizeof(float));
   return {.data = reinterpret_cast<std::byte*>(scales.data),
           .dtype = DType::kFloat32,
           .num_pages = num_pages,
           .page_size = page_size,
           .num_heads = num_heads,
           .head_dim = 1,
-          .page_stride = scales.page_stride * kBytes,
-          .token_stride = scales.token_stride * kBytes,
-          .head_stride = scales.head_stride * kBytes};
+          .page_stride = scales.page_stride * kScaleBytes,
+          .token_stride = scales.token_stride * kScaleBytes,
+          .head_stride = scales.head_stride * kScaleBytes};
 }
 
 inline Plane Plane::without_scales() const noexcept {

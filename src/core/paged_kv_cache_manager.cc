@@ -12,6 +12,7 @@
 #include "backend.h"
 #include "message.h"
 #include "packed_check.h"
+#include "scale_bytes.h"
 #include "tensor_check.h"
 
 namespace seqattn {
@@ -48,7 +49,7 @@ KVCacheConfig checked(KVCacheConfig config) {
   KVCacheConfig with_pages = config;  // a page has to fit even where there are none
   with_pages.num_pages = std::max<std::int64_t>(config.num_pages, 1);
   // Of a token and head, in elements of one byte.
-  const std::int64_t scale = config.kv_scaling == KVScaling::kPerToken ? sizeof(float) : 0;
+  const std::int64_t scale = config.kv_scaling == KVScaling::kPerToken ? kScaleBytes : 0;
   const std::int64_t key_bytes = layer_bytes(with_pages, config.head_dim + scale);
   const std::int64_t value_bytes = layer_bytes(with_pages, config.head_dim_v + scale);
   require(key_bytes <= most && value_bytes <= most - key_bytes, "cache: ", config.num_layers,
@@ -305,7 +306,7 @@ void PagedKVCacheManager::synchronize(Stream stream) const { backend_.synchroniz
 std::int64_t PagedKVCacheManager::bytes_per_page() const noexcept {
   const std::int64_t slots = std::int64_t{config_.page_size} * config_.num_heads;
   const std::int64_t elements = std::int64_t{config_.head_dim} + config_.head_dim_v;
-  const std::int64_t of_scales = config_.kv_scaling == KVScaling::kPerToken ? 2 * sizeof(float) : 0;
+  const std::int64_t of_scales = config_.kv_scaling == KVScaling::kPerToken ? 2 * kScaleBytes : 0;
   return slots * (elements * size_of(config_.dtype) + of_scales) * config_.num_layers;
 }
 

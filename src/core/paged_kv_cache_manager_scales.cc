@@ -9,6 +9,7 @@
 #include "apart_check.h"
 #include "backend.h"
 #include "message.h"
+#include "scale_bytes.h"
 #include "seqattn/float8.h"
 #include "seqattn/paged_kv_cache_manager.h"
 #include "tensor_check.h"
@@ -17,7 +18,6 @@
 namespace seqattn {
 namespace {
 
-constexpr auto kScaleBytes = static_cast<std::int64_t>(sizeof(float));
 // Normal numbers that the greatest element may be multiplied by.
 constexpr float kLeastScale = 1.18e-38f, kGreatestScale = 7.59e35f;
 static_assert(kLeastScale >= std::numeric_limits<float>::min() &&

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "message.h"
+#include "scale_bytes.h"
 #include "seqattn/error.h"
 
 // In its inline form the library links nothing, and neither does whoever links the library.
@@ -25,7 +26,6 @@ constexpr std::uint32_t kVersion = 1;
 // Large enough that launches on a device and barriers of threads do not count.
 constexpr std::int64_t kRecordBytes = std::int64_t{1} << 22;
 constexpr std::int64_t kMaxBytes = std::int64_t{1} << 62;
-constexpr auto kScaleBytes = static_cast<std::int64_t>(sizeof(float));
 constexpr std::size_t kChecksumAt = kStateHeaderBytes - kChecksumBytes;
 
 // The fields of a header, one after the other.
@@ -94,15 +94,14 @@ bool is_sound(const SequenceStateInfo& info) noexcept {
 StateRecords::StateRecords(const SequenceStateInfo& info) noexcept
     : key_bytes(std::int64_t{info.num_heads} * info.head_dim * size_of(info.dtype)),
       value_bytes(std::int64_t{info.num_heads} * info.head_dim_v * size_of(info.dtype)),
-      scale_bytes(has_scales(info.dtype) ? info.num_heads * kScaleBytes : 0),
+      scale_bytes(token_scale_bytes(info.dtype, info.num_heads)),
       most_tokens(std::max<std::int64_t>(kRecordBytes / token_bytes(), 1)) {}
 
 std::int64_t state_bytes(const SequenceStateInfo& info) noexcept {
   // In 128 bits: four factors below 2^31, or two of them and a number of tokens, fit one by one.
   using Wide = __int128;
   const Wide elements = (Wide{info.head_dim} + info.head_dim_v) * size_of(info.dtype);
-  const std::int64_t scales = has_scales(info.dtype) ? 2 * kScaleBytes : 0;
-  const Wide token = Wide{info.num_heads} * (elements + scales);
+  const Wide token = info.num_heads * elements + 2 * token_scale_bytes(info.dtype, info.num_heads);
   if (token * info.num_layers > kMaxBytes) return -1;
   if (info.num_kv_tokens > kMaxBytes / (token * info.num_layers)) return -1;
   const StateRecords records(info);

@@ -1,5 +1,7 @@
 #include "token_buffer.h"
 
+#include "scale_bytes.h"
+
 namespace seqattn {
 
 TokenBuffer::TokenBuffer(const KVCacheConfig& config, DType dtype, std::int64_t most_tokens,
@@ -8,8 +10,7 @@ TokenBuffer::TokenBuffer(const KVCacheConfig& config, DType dtype, std::int64_t 
       dtype_(dtype),
       key_bytes_(std::int64_t{config.num_heads} * config.head_dim * size_of(dtype)),
       value_bytes_(std::int64_t{config.num_heads} * config.head_dim_v * size_of(dtype)),
-      scale_bytes_(has_scales(dtype) ? config.num_heads * static_cast<std::int64_t>(sizeof(float))
-                                     : 0),
+      scale_bytes_(token_scale_bytes(dtype, config.num_heads)),
       host_(static_cast<std::size_t>(num_bytes(most_tokens)) + host_extra) {
   if (config.device.type == DeviceType::kCPU) return;
   device_ = find_backend(config.device).allocate(num_bytes(most_tokens), config.device);
