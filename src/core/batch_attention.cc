@@ -115,7 +115,7 @@ void BatchAttention::run(const TensorView& q, const TensorView& out, const RunOp
   const std::array<std::int64_t, 3> out_shape{q_shape[0], q_shape[1], cache.head_dim_v};
   TensorSpec spec{.name = "q",
                   .shape = q_shape,
-                  .dtype = cache.dtype,
+                  .dtype = unscaled(cache.dtype),
                   .or_float32 = true,
                   .device = cache.device};
   check_tensor(q, spec);

@@ -97,7 +97,7 @@ void check_tokens(std::string_view name, const TensorView& tensor, std::int64_t 
   const std::array<std::int64_t, 3> shape{num_tokens, plane.num_heads, plane.head_dim};
   check_tensor(tensor, {.name = name,
                         .shape = shape,
-                        .dtype = plane.dtype,
+                        .dtype = unscaled(plane.dtype),
                         .or_float32 = true,
                         .device = device,
                         .output = output});

@@ -12,22 +12,16 @@
 namespace seqattn {
 namespace {
 
-// 8-bit elements mean nothing without their scales: whoever has a choice gives and takes others.
-bool stands_for_others(const TensorSpec& spec) noexcept {
-  return spec.or_float32 && has_scales(spec.dtype);
-}
-
 bool fits(const TensorSpec& spec, DType dtype) noexcept {
-  if (stands_for_others(spec)) return !has_scales(dtype);
+  if (!spec.dtype) return !has_scales(dtype);
   return dtype == spec.dtype || (spec.or_float32 && dtype == DType::kFloat32);
 }
 
 std::string expected(const TensorSpec& spec) {
-  const std::string_view dtype =
-      stands_for_others(spec) ? "float16, bfloat16" : to_string(spec.dtype);
-  return concat("expected ", dtype,
-                spec.or_float32 && spec.dtype != DType::kFloat32 ? " or float32 " : " ",
-                shape_to_string(spec.shape), " on ", to_string(spec.device));
+  const std::string_view dtype = spec.dtype ? to_string(*spec.dtype) : "float16, bfloat16";
+  const bool or_float32 = !spec.dtype || (spec.or_float32 && spec.dtype != DType::kFloat32);
+  return concat("expected ", dtype, or_float32 ? " or float32 " : " ", shape_to_string(spec.shape),
+                " on ", to_string(spec.device));
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -10,16 +11,24 @@
 
 namespace seqattn {
 
+// Of TensorSpec::dtype: every type whose elements mean something without scales.
+inline constexpr std::optional<DType> kAnyUnscaled = std::nullopt;
+
 // What a tensor argument has to be. check_tensor says all of it when one part is wrong.
 struct TensorSpec {
   std::string_view name;
   ListView<std::int64_t> shape;
-  DType dtype = DType::kFloat32;
-  bool or_float32 = false;  // float32 will do as well; for 8 bits, instead, as 16 bits will
+  std::optional<DType> dtype = DType::kFloat32;
+  bool or_float32 = false;  // float32 will do as well
   Device device = {};
   bool output = false;       // written: refuses read-only tensors and slots that share memory
   bool any_strides = false;  // elements of the innermost dimension need not be side by side
 };
+
+// TensorSpec::dtype of what goes into or comes out of a cache: that of the cache, where it will do.
+constexpr std::optional<DType> unscaled(DType cache) noexcept {
+  return has_scales(cache) ? kAnyUnscaled : cache;
+}
 
 // Throws InvalidArgumentError: what was given, what was expected.
 void check_tensor(const TensorView& tensor, const TensorSpec& spec);
