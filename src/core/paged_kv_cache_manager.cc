@@ -10,6 +10,7 @@
 #include "apart_check.h"
 #include "append_batch.h"
 #include "backend.h"
+#include "layout_axes.h"
 #include "message.h"
 #include "packed_check.h"
 #include "scale_bytes.h"
@@ -61,14 +62,12 @@ KVCacheConfig checked(KVCacheConfig config) {
 
 // Shape of one layer's keys or values.
 std::array<std::int64_t, 4> cache_shape(const KVCacheConfig& config, int head_dim) noexcept {
-  if (config.kv_layout == KVLayout::kNHD) {
-    return {config.num_pages, config.page_size, config.num_heads, head_dim};
-  }
-  return {config.num_pages, config.num_heads, config.page_size, head_dim};
+  const auto [pages, outer, inner] = slots_shape(config);
+  return {pages, outer, inner, head_dim};
 }
 
 Plane make_plane(const TensorView& cache, KVLayout layout) noexcept {
-  const int token_axis = layout == KVLayout::kNHD ? 1 : 2, head_axis = 3 - token_axis;
+  const auto [token_axis, head_axis] = axes_of(layout);
   const auto stride = [&](int axis) { return cache.strides[axis] * size_of(cache.dtype); };
   return {.data = static_cast<std::byte*>(cache.data),
           .dtype = cache.dtype,
@@ -84,10 +83,10 @@ Plane make_plane(const TensorView& cache, KVLayout layout) noexcept {
 TensorView view_of(const Plane& plane, const KVCacheConfig& config) {
   TensorView view = TensorView::contiguous(static_cast<void*>(plane.data), plane.dtype,
                                            cache_shape(config, plane.head_dim), config.device);
-  const int token_axis = config.kv_layout == KVLayout::kNHD ? 1 : 2;
+  const auto [token_axis, head_axis] = axes_of(config.kv_layout);
   view.strides[0] = plane.page_stride / size_of(plane.dtype);
   view.strides[token_axis] = plane.token_stride / size_of(plane.dtype);
-  view.strides[3 - token_axis] = plane.head_stride / size_of(plane.dtype);
+  view.strides[head_axis] = plane.head_stride / size_of(plane.dtype);
   return view;
 }
 

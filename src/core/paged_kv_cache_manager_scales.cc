@@ -8,6 +8,7 @@
 
 #include "apart_check.h"
 #include "backend.h"
+#include "layout_axes.h"
 #include "message.h"
 #include "scale_bytes.h"
 #include "seqattn/float8.h"
@@ -35,6 +36,16 @@ std::vector<float> one_per_head(std::string_view name, ListView<float> scales, i
   return {scales.begin(), scales.end()};
 }
 
+// Scales of tokens, where this tensor has them.
+Plane::Scales scales_in(const TensorView& tensor, KVLayout layout) noexcept {
+  const auto [token_axis, head_axis] = axes_of(layout);
+  return {.data = static_cast<float*>(tensor.data),
+          .page_stride = tensor.strides[0],
+          .token_stride = tensor.strides[token_axis],
+          .head_stride = tensor.strides[head_axis],
+          .per_token = true};
+}
+
 }  // namespace
 
 void PagedKVCacheManager::add_fixed_scales() {
@@ -49,17 +60,15 @@ void PagedKVCacheManager::add_fixed_scales() {
 }
 
 void PagedKVCacheManager::add_token_scales() {
-  const bool tokens_outside = config_.kv_layout == KVLayout::kNHD;
-  const std::int64_t page = std::int64_t{config_.page_size} * config_.num_heads;
-  const auto count = static_cast<std::int64_t>(planes_.size()) * config_.num_pages * page;
-  auto* data = static_cast<float*>(add_storage(count * kScaleBytes, "scales"));
+  TensorView scales = TensorView::contiguous(static_cast<void*>(nullptr), DType::kFloat32,
+                                             slots_shape(config_), config_.device);
+  const std::int64_t count = scales.num_elements();  // of a plane
+  const auto num_planes = static_cast<std::int64_t>(planes_.size());
+  auto* data = static_cast<float*>(add_storage(num_planes * count * kScaleBytes, "scales"));
   for (Plane& plane : planes_) {
-    plane.scales = {.data = data,
-                    .page_stride = page,
-                    .token_stride = tokens_outside ? config_.num_heads : 1,
-                    .head_stride = tokens_outside ? 1 : config_.page_size,
-                    .per_token = true};
-    data += config_.num_pages * page;
+    scales.data = data;
+    plane.scales = scales_in(scales, config_.kv_layout);
+    data += count;
   }
 }
 
@@ -69,10 +78,7 @@ void PagedKVCacheManager::borrow_token_scales(std::span<const TensorView> keys,
   require(keys.size() == expected && values.size() == expected, "from_tensors: got ", keys.size(),
           " tensors of key scales and ", values.size(), " of value scales; expected ", expected,
           " of each: one a layer with kv_scaling 'per_token', else none");
-  const bool tokens_outside = config_.kv_layout == KVLayout::kNHD;
-  const std::array<std::int64_t, 3> shape{config_.num_pages,
-                                          tokens_outside ? config_.page_size : config_.num_heads,
-                                          tokens_outside ? config_.num_heads : config_.page_size};
+  const auto shape = slots_shape(config_);
   for (std::size_t i = 0; i < 2 * expected; ++i) {
     const bool is_key = i % 2 == 0;
     const TensorView& tensor = is_key ? keys[i / 2] : values[i / 2];
@@ -86,11 +92,7 @@ void PagedKVCacheManager::borrow_token_scales(std::span<const TensorView> keys,
     require(reinterpret_cast<std::uintptr_t>(tensor.data) % alignof(float) == 0, name,
             ": got data at an address that is no multiple of ", alignof(float),
             "; expected aligned floats");
-    planes_[i].scales = {.data = static_cast<float*>(tensor.data),
-                         .page_stride = tensor.strides[0],
-                         .token_stride = tensor.strides[tokens_outside ? 1 : 2],
-                         .head_stride = tensor.strides[tokens_outside ? 2 : 1],
-                         .per_token = true};
+    planes_[i].scales = scales_in(tensor, config_.kv_layout);
   }
   if (has_scales(config_.dtype)) check_scales_apart(planes_);
 }
@@ -106,13 +108,12 @@ TensorView PagedKVCacheManager::scales_of(const char* call, int layer, std::int6
     view.read_only = true;  // set_kv_scales knows when they may change
     return view;
   }
-  const bool tokens_outside = config_.kv_layout == KVLayout::kNHD;
-  const int outer = tokens_outside ? config_.page_size : config_.num_heads;
-  const int inner = tokens_outside ? config_.num_heads : config_.page_size;
-  TensorView view = TensorView::contiguous(data, DType::kFloat32, {config_.num_pages, outer, inner},
-                                           config_.device);
-  view.strides = {scales.page_stride, tokens_outside ? scales.token_stride : scales.head_stride,
-                  tokens_outside ? scales.head_stride : scales.token_stride};
+  const auto [token_axis, head_axis] = axes_of(config_.kv_layout);
+  TensorView view =
+      TensorView::contiguous(data, DType::kFloat32, slots_shape(config_), config_.device);
+  view.strides[0] = scales.page_stride;
+  view.strides[token_axis] = scales.token_stride;
+  view.strides[head_axis] = scales.head_stride;
   return view;
 }
 
