@@ -182,9 +182,9 @@ std::unique_ptr<PagedKVCacheManager> PagedKVCacheManager::from_tensors(
   }
   check_layers_apart(manager->planes_);
   manager->borrow_token_scales(key_scales, value_scales);
-  if (has_scales(resolved.dtype) && resolved.kv_scaling == KVScaling::kFixed) {
-    manager->add_fixed_scales();
-  }
+  if (!has_scales(resolved.dtype)) return manager;
+  check_scales_apart(manager->planes_);
+  if (resolved.kv_scaling == KVScaling::kFixed) manager->add_fixed_scales();
   return manager;
 }
 

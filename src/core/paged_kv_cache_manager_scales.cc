@@ -6,7 +6,6 @@
 #include <string_view>
 #include <vector>
 
-#include "apart_check.h"
 #include "backend.h"
 #include "layout_axes.h"
 #include "message.h"
@@ -94,7 +93,6 @@ void PagedKVCacheManager::borrow_token_scales(std::span<const TensorView> keys,
             "; expected aligned floats");
     planes_[i].scales = scales_in(tensor, config_.kv_layout);
   }
-  if (has_scales(config_.dtype)) check_scales_apart(planes_);
 }
 
 TensorView PagedKVCacheManager::scales_of(const char* call, int layer, std::int64_t plane) const {
