@@ -7,6 +7,9 @@
 
 namespace seqattn {
 
+// The DLDataTypeCode of DType::kFloat8E4M3, which older headers of DLPack lack.
+inline constexpr std::uint8_t kDLFloat8E4M3FN = 10;
+
 // A view of a DLPack tensor. Any type with the fields of `DLTensor` will do, so that this header
 // needs none of DLPack's: include the caller's own <dlpack/dlpack.h> and pass the tensor. Throws
 // InvalidArgumentError for a rank above TensorView::kMaxRank, a negative size or sizes whose
@@ -14,7 +17,7 @@ namespace seqattn {
 // not know.
 template <class DLTensorLike>
 TensorView from_dlpack(const DLTensorLike& tensor, bool read_only = false) {
-  constexpr int kDLFloat = 2, kDLBfloat = 4, kDLFloat8E4M3FN = 10;              // DLDataTypeCode
+  constexpr int kDLFloat = 2, kDLBfloat = 4;                                    // DLDataTypeCode
   constexpr int kDLCPU = 1, kDLCUDA = 2, kDLCUDAHost = 3, kDLCUDAManaged = 13;  // DLDeviceType
   TensorView view;
   const int code = static_cast<int>(tensor.dtype.code), bits = static_cast<int>(tensor.dtype.bits);

@@ -11,8 +11,6 @@ namespace {
 
 using ReadOnlyArray = nb::ndarray<nb::ro>;
 
-constexpr std::uint8_t kDLFloat8E4M3FN = 10;  // DLDataTypeCode
-
 bool is_jax_array(nb::handle object) {
   const std::string module =
       nb::cast<std::string>(nb::str(nb::getattr(object.type(), "__module__", nb::str(""))));
