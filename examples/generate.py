@@ -167,11 +167,19 @@ def report(result: dict) -> str:
     return "\n".join(lines).format(**result, within=within, on_host=on_host)
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+def at_least(least: int):
+    """The type of an argument that counts."""
+
     def count(text: str) -> int:
-        if not text.isdecimal() or not 1 <= int(text) < 2**31:
-            raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {2**31 - 1}, got {text!r}")
+        if not text.isdecimal() or not least <= int(text) < 2**31:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {2**31 - 1}, got {text!r}")
         return int(text)
+
+    return count
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    count = at_least(1)
 
     def layout(text: str) -> str:
         if text.upper() not in ("HND", "NHD"):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from generate import COMMAND
+from generate import COMMAND, at_least
 
 CACHES = [  # dtype, kv_scaling
     ("float32", "fixed"),
@@ -87,14 +87,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    def at_least(least: int):
-        def count(text: str) -> int:
-            if not text.isdecimal() or not least <= int(text) < 2**31:
-                raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {2**31 - 1}, got {text!r}")
-            return int(text)
-
-        return count
-
     parser = argparse.ArgumentParser(
         description="Perplexity of a text under SmolLM2-135M, by the type of the KV cache: float32, float16, bfloat16, "
         "and float8_e4m3fn with a scale for each token and with scale 1."
