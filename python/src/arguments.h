@@ -81,6 +81,9 @@ std::vector<T> to_ints(nb::handle list, std::string_view name);
 extern template std::vector<std::int32_t> to_ints(nb::handle, std::string_view);
 extern template std::vector<std::int64_t> to_ints(nb::handle, std::string_view);
 
+inline SeqId to_seq_id(nb::handle id) { return to_int64(id, "seq_id"); }
+inline std::vector<SeqId> to_seq_ids(nb::handle ids) { return to_ints<SeqId>(ids, "seq_ids"); }
+
 // "HND" and "NHD"; InvalidArgumentError for other strings, TypeError for what is none.
 KVLayout to_kv_layout(nb::handle name);
 KVScaling to_kv_scaling(nb::handle name);

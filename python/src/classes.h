@@ -106,6 +106,9 @@ void bind_prefix_cache(nb::module_& m);
 void bind_attention(nb::module_& m);
 void bind_sequence_state(nb::module_& m);
 
+// What a descriptor can be asked; bind_descriptor has the rest.
+void bind_descriptor_views(nb::class_<Descriptor>& cls);
+
 // Throws TypeError for what is none.
 const PackedData& to_packed_data(nb::handle flashinfer_data);
 
