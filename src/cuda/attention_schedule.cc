@@ -5,6 +5,7 @@
 #include <limits>
 #include <span>
 
+#include "decode/decode_items.h"
 #include "message.h"
 #include "seqattn/error.h"
 
@@ -54,6 +55,9 @@ ScheduleCounts count(const ScheduleOptions& options, const AttentionPlan& plan) 
     switch (path_of(options, row)) {
       case RowPath::kNone:
         break;
+      case RowPath::kDecode:
+        counts.decode_items += decode_items(shape, row);
+        break;
       case RowPath::kSmall: {
         const int tile = std::min(small_tile(shape, query_rows), kNumTiles - 1);
         const std::int64_t chunks = chunks_of(shape, row, tile).count;
@@ -85,7 +89,7 @@ bool one_chunk_each(const ScheduleOptions& options, const AttentionPlan& plan) {
   });
 }
 
-// The largest counts of any batch within the capacity; all its rows are small.
+// The largest counts of any batch within the capacity; all its rows are small, or of decode.
 ScheduleCounts largest_counts(const ScheduleOptions& options) {
   const PlanCapacity& capacity = options.capacity;
   const AttentionShape& shape = options.shape;
@@ -97,6 +101,11 @@ ScheduleCounts largest_counts(const ScheduleOptions& options) {
   ScheduleCounts counts;
   counts.rows = capacity.max_sequences;
   counts.pages = capacity.max_pages;
+  if (options.has_decode) {
+    counts.decode_items =
+        decode::most_items(capacity.max_sequences, ceil_div(most_keys, decode::kTileTokens));
+    if (longest * group <= decode::kMaxQueryRows) return counts;  // no row is small
+  }
   counts.small_tokens = capacity.max_q_tokens;
   for (int tile = 0; tile < kNumTiles; ++tile) {
     const bool in_use = tile == 0 || kTileRows[tile - 1] < longest * group;
@@ -133,6 +142,7 @@ ScheduleLayout lay_out(const ScheduleCounts& size) {
   layout.q_indptr = take(layout, size.rows + 1);
   layout.q_position = take(layout, size.rows);
   layout.out_begin = take(layout, size.rows);
+  layout.item_indptr = take(layout, size.decode_items > 0 ? size.rows + 1 : 0);
   layout.is_large = take(layout, size.rows, 1);
   layout.mask_indptr = take(layout, size.mask_bytes > 0 ? size.rows : 0);
   layout.merge_token = take(layout, size.small_tokens);
@@ -187,6 +197,12 @@ void check_capacity(const ScheduleOptions& options, const AttentionPlan& plan) {
 }
 
 }  // namespace
+
+std::int64_t decode_items(const AttentionShape& shape, const AttentionRow& row) {
+  const decode::Tiles tiles = decode::visible_tiles(static_cast<int>(row.kv_len),
+                                                    static_cast<int>(row.q_len), shape.window_left);
+  return decode::num_items(tiles.count, shape.num_kv_heads);
+}
 
 Schedule measure_schedule(const ScheduleOptions& options, const AttentionPlan& plan) {
   Schedule schedule;

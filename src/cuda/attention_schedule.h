@@ -22,6 +22,7 @@ struct ScheduleCounts {
   // [whether the row has a mask][tile]
   std::array<std::array<std::int64_t, kNumTiles>, 2> small_blocks = {};
   std::int64_t partials = 0;                   // (query token, chunk) pairs of small rows
+  std::int64_t decode_items = 0;               // of rows of our own kernel, a KV head
   std::array<std::int64_t, 2> fa2_tiles = {};  // of large rows, by whether they have a mask
   std::int64_t fa3_as_fa2 = 0;                 // of fa3 rows, were FA2 to serve them
   std::int64_t fa3_tiles = 0;                  // a head
@@ -40,6 +41,7 @@ struct ScheduleLayout {
   std::size_t page_indices, page_indptr, last_page_len, q_indptr;  // as in Fa2Batch
   std::size_t q_position;                              // [rows]: position of the first query
   std::size_t out_begin;                               // [rows]: see Fa2Batch
+  std::size_t item_indptr;                             // [rows + 1], of decode::Batch
   std::size_t is_large;                                // bytes [rows]: 1 for rows of large and fa3
   std::size_t merge_token, merge_begin, merge_chunks;  // [small_tokens]
   std::array<std::array<Blocks, kNumTiles>, 2> small;  // [whether the row has a mask][tile]
@@ -65,6 +67,9 @@ struct Schedule {
     return layout.page_indices + static_cast<std::size_t>(counts.pages) * sizeof(std::int32_t);
   }
 };
+
+// The items of a row of RowPath::kDecode, a KV head.
+std::int64_t decode_items(const AttentionShape& shape, const AttentionRow& row);
 
 // Counts and lays out. Throws UnsupportedError for a batch that the kernels' 32-bit indices do not
 // hold or, with a capacity, for a row that is not small or for a mask.

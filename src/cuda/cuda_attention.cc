@@ -10,7 +10,9 @@
 
 #include "attention_schedule.h"
 #include "cuda_check.h"
+#include "decode/decode_launch.h"
 #include "device_memory.h"
+#include "device_tensors.h"
 #include "fa2.h"
 #include "fa3.h"
 #include "kernel_choice.h"
@@ -25,57 +27,6 @@ namespace {
 static_assert(std::equal(kTileRows.begin(), kTileRows.end(), kFa2Tiles));
 
 cudaStream_t stream_of(Stream stream) { return static_cast<cudaStream_t>(stream.handle); }
-
-// No address depends on the stride of a dimension of one entry, and DLPack lets it be anything,
-// odd numbers too: a row-major tensor's for tokens, and none for caches.
-std::int64_t token_stride(const TensorView& tokens) {  // in elements
-  return tokens.shape[0] == 1 ? tokens.shape[1] * tokens.shape[2] : tokens.strides[0];
-}
-std::int64_t head_stride(const TensorView& tokens) {  // in elements
-  return tokens.shape[1] == 1 ? tokens.shape[2] : tokens.strides[1];
-}
-Fa2Cache cache_of(const Plane& plane) {
-  const std::int64_t bytes = size_of(plane.dtype);
-  return {plane.data, plane.num_pages == 1 ? 0 : plane.page_stride / bytes,
-          plane.page_size == 1 ? 0 : plane.token_stride / bytes,
-          plane.num_heads == 1 ? 0 : plane.head_stride / bytes};
-}
-
-bool is_aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % 16 == 0; }
-
-// Throws InvalidArgumentError where vectors of 16 bytes would not be aligned.
-void check_aligned(const char* name, const void* data, std::int64_t token_bytes,
-                   std::int64_t head_bytes, std::int64_t page_bytes = 0) {
-  const auto address = reinterpret_cast<std::uintptr_t>(data);
-  require((address | static_cast<std::uintptr_t>(token_bytes | head_bytes | page_bytes)) % 16 == 0,
-          name,
-          ": got an address or strides that are not multiples of 16 bytes; kernels on a device "
-          "expect them to be");
-}
-
-// FA2 counts the elements of q in 32 bits.
-void check_query_offsets(const TensorView& q) {
-  constexpr std::int64_t kMost = std::int64_t{1} << 32;
-  const std::int64_t token = token_stride(q), head = head_stride(q);
-  const std::int64_t last = (q.shape[0] - 1) * token + (q.shape[1] - 1) * head + q.shape[2];
-  if (std::max(token, head) < kMost / 2 && last <= kMost) return;
-  throw UnsupportedError(concat("q: strides of ", token, " and ", head, " elements over ",
-                                q.shape[0], " tokens and ", q.shape[1],
-                                " heads; kernels on a device take tensors that span up to 2^32 "
-                                "elements, with strides below 2^31"));
-}
-
-void check_cache(const char* name, const Plane& plane) {
-  const Fa2Cache cache = cache_of(plane);
-  const std::int64_t bytes = size_of(plane.dtype);
-  check_aligned(name, cache.data, cache.token_stride * bytes, cache.head_stride * bytes,
-                cache.page_stride * bytes);
-  const std::int64_t longest = std::max({cache.page_stride, cache.token_stride, cache.head_stride});
-  if (longest >= std::int64_t{1} << 32) {
-    throw UnsupportedError(concat(name, ": a stride of ", longest,
-                                  " elements; kernels on a device take fewer than 2^32"));
-  }
-}
 
 class CudaAttention final : public AttentionKernel {
  public:
@@ -112,6 +63,7 @@ class CudaAttention final : public AttentionKernel {
   void run_large(const Fa2Call& call, const TensorView& out, const TensorView& lse,
                  const TensorView& sink_logits, cudaStream_t stream) const;
   void run_fa3(const Fa2Call& call, std::int64_t num_q_tokens, cudaStream_t stream) const;
+  decode::Tables decode_tables(const Schedule& schedule) const;
 
   ScheduleOptions options_;
   KernelChoice kernels_;
@@ -124,6 +76,7 @@ class CudaAttention final : public AttentionKernel {
   DeviceBuffer tables_;     // the schedule's layout
   DeviceBuffer partials_;   // float32 [partials, num_qo_heads, head_dim + 1]: outputs, then LSEs
   DeviceBuffer large_lse_;  // float32 [query tokens, num_qo_heads]
+  std::optional<decode::Launcher> decode_;
 };
 
 CudaAttention::CudaAttention(const AttentionShape& shape, const PlanCapacity& capacity)
@@ -134,7 +87,12 @@ CudaAttention::CudaAttention(const AttentionShape& shape, const PlanCapacity& ca
       cudaDeviceGetAttribute(&num_sms_, cudaDevAttrMultiProcessorCount, shape.device.index));
   overlaps_launches_ = merge_waits_for_predecessor();
   options_.has_fa3 = kernels_.fa3 != nullptr;
-  name_ = kernels_.name(/*fa2=*/true, options_.has_fa3);
+  if (const decode::Instance* const instance = decode::find_instance(shape)) {
+    check_cuda(instance->prepare(), "cudaFuncSetAttribute");
+    decode_.emplace(shape, *instance, num_sms_);
+    options_.has_decode = true;
+  }
+  name_ = kernels_.name(options_.has_decode, /*fa2=*/true, options_.has_fa3);
   if (!fixed_size()) return;
   require(capacity.max_sequences > 0 && capacity.max_q_tokens > 0 && capacity.max_pages > 0,
           "capacity: got max_sequences ", capacity.max_sequences, ", max_q_tokens ",
@@ -157,11 +115,24 @@ void CudaAttention::reserve(const Schedule& schedule, cudaStream_t stream) {
   const std::int64_t partial_floats =
       size.partials * shape.num_qo_heads * (std::int64_t{shape.head_dim} + 1);
   partials_.reserve(static_cast<std::size_t>(partial_floats) * sizeof(float), stream);
+  if (decode_) decode_->reserve(decode_tables(schedule), stream);
   if (size.large_tiles() > 0) {
     large_lse_.reserve(
         static_cast<std::size_t>(schedule.num_q_tokens * shape.num_qo_heads) * sizeof(float),
         stream);
   }
+}
+
+decode::Tables CudaAttention::decode_tables(const Schedule& schedule) const {
+  const ScheduleLayout& layout = schedule.layout;
+  return {.batch = {.num_rows = static_cast<std::int32_t>(layout.size.rows),
+                    .page_indices = ints(layout.page_indices),
+                    .page_indptr = ints(layout.page_indptr),
+                    .last_page_len = ints(layout.last_page_len),
+                    .q_indptr = ints(layout.q_indptr),
+                    .item_indptr = ints(layout.item_indptr)},
+          .num_items = layout.size.decode_items * options_.shape.num_kv_heads,
+          .num_rows = layout.size.rows};
 }
 
 void CudaAttention::plan(const AttentionPlan& plan, Stream stream_handle) {
@@ -175,8 +146,9 @@ void CudaAttention::plan(const AttentionPlan& plan, Stream stream_handle) {
   Schedule schedule = measure_schedule(options_, plan);
   const ScheduleCounts& counts = schedule.counts;
   const bool uses_fa3 = counts.fa3_tiles > 0;
-  std::string name = kernels_.name(
-      !uses_fa3 || counts.small_tokens > 0 || counts.large_tiles() > counts.fa3_tiles, uses_fa3);
+  const bool uses_decode = counts.decode_items > 0;
+  const bool uses_fa2 = counts.small_tokens > 0 || counts.large_tiles() > counts.fa3_tiles;
+  std::string name = kernels_.name(uses_decode, uses_fa2 || !(uses_decode || uses_fa3), uses_fa3);
   const std::size_t bytes = schedule.used_bytes();
   Staging::Slot* const slot = staging_.take(bytes);
   write_schedule(options_, plan, schedule, slot->host);
@@ -290,19 +262,21 @@ void CudaAttention::run(std::span<const Plane> planes, const TensorView& q, cons
     throw UnsupportedError(concat("q: got ", to_string(q.dtype), "; kernels on a device take ",
                                   to_string(shape.kv_dtype), ", the type of the cache"));
   }
-  const std::int64_t bytes = size_of(q.dtype);
-  check_aligned("q", q.data, token_stride(q) * bytes, head_stride(q) * bytes);
-  check_query_offsets(q);
+  check_queries(q);
   check_cache("key cache", planes[0]);
   check_cache("value cache", planes[1]);
   const Fa2Call call = fa2_call(planes, q);
   if (schedule.counts.large_tiles() > 0) {
     require(out.is_contiguous(), "out: got ", out.to_string(),
             "; kernels on a device expect a row-major one for queries this long");
-    check_aligned("out", out.data, 0, 0);
+    check_aligned("out", out.data);
     run_large(call, out, lse, sink_logits, stream);
   }
   run_small(call, out, lse, sink_logits, stream);
+  if (decode_) {
+    decode_->run(decode_tables(schedule), planes, q, out, lse, sink_logits,
+                 overlaps_launches_ && !fixed_size(), stream);
+  }
 }
 
 void CudaAttention::run_small(const Fa2Call& base, const TensorView& out, const TensorView& lse,

@@ -22,6 +22,7 @@ class DeviceBuffer {
   // work that still reads it must lie in front on the stream. Throws BackendError.
   std::byte* reserve(std::size_t bytes, cudaStream_t stream);
   std::byte* data() const noexcept { return data_; }
+  std::size_t num_bytes() const noexcept { return bytes_; }
 
  private:
   std::byte* data_ = nullptr;

@@ -2,7 +2,8 @@
 # <plain|general>. From this list come the sources, the tables that dispatch and the text of
 # UnsupportedError. General kernels take a window and a soft cap at run time. FA2 needs a general
 # instance for custom masks of every dtype and head_dim; FA3 is an addition for long queries on sm_90a,
-# with masks none and causal. head_dim is 64, 128 or 256.
+# with masks none and causal. head_dim is 64, 128 or 256. Lines "decode <dtype> <head_dim>" are our own
+# kernel for short queries on sm_90a, an addition too.
 set(SEQATTN_CUDA_INSTANCES)
 foreach(dtype float16 bfloat16)
   foreach(head_dim 64 128 256)
@@ -14,13 +15,16 @@ foreach(dtype float16 bfloat16)
       "fa2 ${dtype} ${head_dim} custom general"
       "fa3 ${dtype} ${head_dim} causal plain"
       "fa3 ${dtype} ${head_dim} causal general"
-      "fa3 ${dtype} ${head_dim} none plain")
+      "fa3 ${dtype} ${head_dim} none plain"
+      "decode ${dtype} ${head_dim}")
   endforeach()
 endforeach()
 
 # How the words of a line are spelled in C++.
 set(fa2_type_of_float16 half)
 set(fa2_type_of_bfloat16 nv_bfloat16)
+set(decode_type_of_float16 __half)
+set(decode_type_of_bfloat16 __nv_bfloat16)
 set(fa3_type_of_float16 cutlass::half_t)
 set(fa3_type_of_bfloat16 cutlass::bfloat16_t)
 set(dtype_name_of_float16 kFloat16)
@@ -33,11 +37,13 @@ set(is_causal_causal true)
 set(is_general_plain false)
 set(is_general_general true)
 
-# seqattn_generate_instances(<folder> <with FA3> <variable for FA2 sources> <for FA3 sources> <for tables>):
+# seqattn_generate_instances(<folder> <with sm_90a> <variable for FA2 sources> <for FA3 sources> <for decode
+# sources> <for tables>):
 # a source for each FA2 instance; one for all FA3 instances of a dtype and head_dim, since CUTLASS's
 # headers are most of their compile time; and the tables.
-function(seqattn_generate_instances folder with_fa3 fa2_variable fa3_variable tables_variable)
+function(seqattn_generate_instances folder with_fa3 fa2_variable fa3_variable decode_variable tables_variable)
   set(fa2_sources)
+  set(decode_sources)
   set(groups)
   foreach(line IN LISTS SEQATTN_CUDA_INSTANCES)
     separate_arguments(words UNIX_COMMAND "${line}")
@@ -55,6 +61,15 @@ function(seqattn_generate_instances folder with_fa3 fa2_variable fa3_variable ta
       list(APPEND fa2_sources ${folder}/${instance}.cu)
       string(APPEND declarations "extern const Fa2Instance ${instance};\n")
       string(APPEND fa2_entries "      &${instance},\n")
+    elseif(kind STREQUAL "decode")
+      if(with_fa3)
+        set(instance decode_${dtype}_${head_dim})
+        set(decode_type ${decode_type_of_${dtype}})
+        configure_file(templates/decode_instance.cu.in ${folder}/${instance}.cu @ONLY)
+        list(APPEND decode_sources ${folder}/${instance}.cu)
+        string(APPEND decode_declarations "extern const Instance ${instance};\n")
+        string(APPEND decode_entries "${instance}, ")
+      endif()
     elseif(with_fa3)
       set(group fa3_${dtype}_${head_dim})
       list(APPEND groups ${group})
@@ -77,5 +92,6 @@ function(seqattn_generate_instances folder with_fa3 fa2_variable fa3_variable ta
   configure_file(templates/instance_tables.cc.in ${folder}/instance_tables.cc @ONLY)
   set(${fa2_variable} ${fa2_sources} PARENT_SCOPE)
   set(${fa3_variable} ${fa3_sources} PARENT_SCOPE)
+  set(${decode_variable} ${decode_sources} PARENT_SCOPE)
   set(${tables_variable} ${folder}/instance_tables.cc PARENT_SCOPE)
 endfunction()

@@ -98,9 +98,15 @@ void KernelChoice::prepare() const {
   if (fa3 != nullptr) check_cuda(fa3->prepare(), "cudaFuncSetAttribute");
 }
 
-std::string KernelChoice::name(bool uses_fa2, bool uses_fa3) const {
-  return concat("cuda-", uses_fa2 ? "fa2" : "", uses_fa2 && uses_fa3 ? "+" : "",
-                uses_fa3 ? "fa3" : "", "-", to_string(dtype));
+std::string KernelChoice::name(bool uses_decode, bool uses_fa2, bool uses_fa3) const {
+  std::string paths;
+  const auto add = [&](bool is_used, const char* path) {
+    if (is_used) paths += concat(paths.empty() ? "" : "+", path);
+  };
+  add(uses_decode, "decode");
+  add(uses_fa2, "fa2");
+  add(uses_fa3, "fa3");
+  return concat("cuda-", paths, "-", to_string(dtype));
 }
 
 }  // namespace seqattn

@@ -18,8 +18,8 @@ struct KernelChoice {
   const Fa2Instance& fa2(bool has_mask) const noexcept { return has_mask ? *masked : *unmasked; }
   // Sets the kernels' attributes on the current device. Throws BackendError.
   void prepare() const;
-  // "cuda-fa2-float16", "cuda-fa2+fa3-float16".
-  std::string name(bool uses_fa2, bool uses_fa3) const;
+  // "cuda-fa2-float16", "cuda-decode+fa2+fa3-float16".
+  std::string name(bool uses_decode, bool uses_fa2, bool uses_fa3) const;
 };
 
 // Throws UnsupportedError for a shape without kernels, with the list of those that there are and

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <bit>
 
+#include "decode/decode_items.h"
+
 namespace seqattn {
 namespace {
 
@@ -55,6 +57,10 @@ int fa3_tile_rows(const AttentionShape& shape) { return shape.head_dim == 64 ? 1
 RowPath path_of(const ScheduleOptions& options, const AttentionRow& row) {
   const AttentionShape& shape = options.shape;
   if (row.q_len == 0) return RowPath::kNone;
+  if (options.has_decode && !row.needs_mask() &&
+      row.q_len * shape.group_size() <= decode::kMaxQueryRows) {
+    return RowPath::kDecode;
+  }
   if (row.kv_len == 0) return RowPath::kSmall;  // of no blocks: the merge writes zeros
   if (small_tile(shape, row.q_len * shape.group_size()) < kNumTiles) return RowPath::kSmall;
   const std::int64_t tiles = ceil_div(row.q_len, fa3_tile_rows(shape)) * shape.num_qo_heads;

@@ -16,13 +16,17 @@ inline constexpr std::array<int, kNumTiles> kTileRows = {16, 64, 128};
 
 struct ScheduleOptions {
   AttentionShape shape;
-  bool has_fa3 = false;   // on this device, in this build, for this shape
-  PlanCapacity capacity;  // where there is one: sizes are those of the largest batch
+  bool has_fa3 = false;     // on this device, in this build, for this shape
+  bool has_decode = false;  // likewise
+  PlanCapacity capacity;    // where there is one: sizes are those of the largest batch
   bool fixed_size() const noexcept { return static_cast<bool>(capacity); }
 };
 
 enum class RowPath {
   kNone,  // no queries
+  // Our own kernel, where the device has it: the query rows fit its 8, and there is no mask. It
+  // splits keys and merges them by itself, and writes outputs in place.
+  kDecode,
   // The query rows (tokens times group) fit one FA2 tile: one thread block for each KV head and
   // chunk of keys. Blocks write float32 partial results, which are merged in the order of the
   // chunks; one chunk, or none, too. Where all rows of a batch are of one chunk and nothing but

@@ -61,6 +61,7 @@ class Writer {
   std::array<std::array<std::int64_t, kNumTiles>, 2> num_small_blocks_ = {};
   std::int64_t num_small_tokens_ = 0;
   std::int64_t num_partials_ = 0;
+  std::int64_t num_decode_items_ = 0;
 };
 
 void Writer::write_tables() {
@@ -87,9 +88,15 @@ void Writer::write_rows() {
       mask_begin += mask_bytes_of(row);
     }
     const RowPath path = path_of(options_, row);
+    if (layout_.size.decode_items > 0) {
+      ints(layout_.item_indptr)[i] = static_cast<std::int32_t>(num_decode_items_);
+    }
     memory_[layout_.is_large + i] = std::byte{path == RowPath::kLarge || path == RowPath::kFa3};
     switch (path) {
       case RowPath::kNone:
+        break;
+      case RowPath::kDecode:
+        num_decode_items_ += decode_items(shape_, row);
         break;
       case RowPath::kSmall:
         write_small(i);
@@ -153,6 +160,9 @@ void Writer::pad_rows() {
   for (std::int64_t i = schedule_.counts.rows; i <= layout_.size.rows; ++i) {
     ints(layout_.page_indptr)[i] = static_cast<std::int32_t>(schedule_.counts.pages);
     ints(layout_.q_indptr)[i] = static_cast<std::int32_t>(plan_.num_q_tokens);
+    if (layout_.size.decode_items > 0) {
+      ints(layout_.item_indptr)[i] = static_cast<std::int32_t>(num_decode_items_);
+    }
   }
   if (!options_.fixed_size()) return;
   for (int tile = 0; tile < kNumTiles; ++tile) {  // a mask and a capacity exclude each other

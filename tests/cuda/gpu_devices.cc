@@ -21,7 +21,8 @@ bool is_here(Device device) { return !is_cuda(device) || has_gpu(); }
 
 AttentionCase device_case(AttentionCase c, Device device) {
   if (!is_cuda(device)) return c;
-  if (c.kv_dtype == DType::kFloat32) c.kv_dtype = DType::kFloat16;
+  if (size_of(c.kv_dtype) != 2) c.kv_dtype = DType::kFloat16;
+  c.kv_scaling = KVScaling::kFixed;
   c.q_dtype = c.kv_dtype;
   if (c.out_dtype != DType::kFloat32) c.out_dtype = c.kv_dtype;
   c.head_dim = c.head_dim <= 64 ? 64 : c.head_dim <= 128 ? 128 : 256;

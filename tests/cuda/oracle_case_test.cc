@@ -167,11 +167,18 @@ TEST(CudaKernelName, SaysWhatThePlanUses) {
     return attend_on_gpu(c, rows, PagedBatch(c, rows, cuda(0), random)).kernel;
   };
   const AttentionCase c = long_query_case(DType::kBFloat16);
-  EXPECT_EQ(name(c, {{1, 90}}), "cuda-fa2-bfloat16");
   EXPECT_EQ(name(long_query_case(DType::kFloat16), {{40, 90}}), "cuda-fa2-float16");
-  if (!is_hopper()) GTEST_SKIP() << "FA3 is for Hopper";
+  if (!is_hopper()) {
+    EXPECT_EQ(name(c, {{1, 90}, {300, 300}}), "cuda-fa2-bfloat16");
+    GTEST_SKIP() << "the other kernels are for Hopper";
+  }
+  EXPECT_EQ(name(c, {{1, 90}}), "cuda-decode-bfloat16");
   EXPECT_EQ(name(c, {{300, 300}}), "cuda-fa3-bfloat16");
-  EXPECT_EQ(name(c, {{300, 300}, {1, 90}}), "cuda-fa2+fa3-bfloat16");
+  EXPECT_EQ(name(c, {{300, 300}, {1, 90}}), "cuda-decode+fa3-bfloat16");
+  EXPECT_EQ(name(c, {{300, 300}, {1, 90}, {40, 90}}), "cuda-decode+fa2+fa3-bfloat16");
+  AttentionCase odd = c;
+  odd.page_size = 8;  // no whole tile of the decode kernel
+  EXPECT_EQ(name(odd, {{1, 90}}), "cuda-fa2-bfloat16");
 }
 
 }  // namespace

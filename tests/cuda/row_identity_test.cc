@@ -142,6 +142,20 @@ std::vector<AttentionCase> cases() {
   c.page_size = 1;
   c.num_kv_heads = 1;
   add("OneKvHeadPage1", c);
+  c = gpu_case(DType::kBFloat16);
+  c.num_kv_heads = 1;
+  c.rows.clear();
+  for (const std::int64_t kv_len :
+       {1,    2,    15,   16,   17,   33,    128,   129,   1000,  1024,
+        1025, 2047, 4096, 4097, 8191, 16384, 16385, 30000, 45000, 70001}) {
+    c.rows.push_back({1, kv_len});
+  }
+  add("RaggedDecode", c);
+  c = gpu_case(DType::kFloat16, 64);
+  c.num_qo_heads = 6;
+  c.kv_layout = KVLayout::kHND;
+  c.rows = {{1, 7000}, {2, 3000}, {1, 16}, {1, 257}, {2, 2}, {1, 4095}, {1, 4096}, {1, 12000}};
+  add("RaggedDecodeHnd64", c);
   c = long_query_case(DType::kBFloat16);
   c.rows = {{300, 700}, {1, 900}, {600, 600}, {129, 2000}, {40, 50}, {1, 1}, {200, 200}};
   add("LongQueries", c);

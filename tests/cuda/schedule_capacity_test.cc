@@ -28,6 +28,7 @@ ScheduleOptions random_options(std::mt19937_64& random) {
   shape.page_size = std::vector{1, 3, 16, 128}[random() % 4];
   shape.window_left = random() % 4 == 0 ? static_cast<int>(random() % 5000) : -1;
   options.has_fa3 = true;
+  options.has_decode = random() % 2 == 0;
   return options;
 }
 
@@ -76,6 +77,7 @@ void expect_fits(const ScheduleCounts& counts, const ScheduleCounts& size) {
   EXPECT_LE(counts.pages, size.pages);
   EXPECT_LE(counts.small_tokens, size.small_tokens);
   EXPECT_LE(counts.partials, size.partials);
+  EXPECT_LE(counts.decode_items, size.decode_items);
   for (int tile = 0; tile < kNumTiles; ++tile) {
     EXPECT_LE(counts.small_blocks[false][tile], size.small_blocks[false][tile]) << "tile " << tile;
   }

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "decode/decode_items.h"
 #include "random_source.h"
 #include "written_schedule.h"
 
@@ -24,6 +25,7 @@ ScheduleOptions random_options(std::mt19937_64& random) {
   options.shape.causal = random() % 3 != 0;
   options.shape.window_left = random() % 3 == 0 ? static_cast<int>(random() % 3000) : -1;
   options.has_fa3 = random() % 2 == 0;
+  options.has_decode = random() % 2 == 0;
   return options;
 }
 
@@ -74,6 +76,7 @@ class Coverage {
     }
     check_tiles(written_.fa3_as_fa2(), false, RowPath::kFa3);
     check_merges();
+    check_decode_items();
     if (written_.schedule().one_chunk_each) check_one_chunk_each();
   }
 
@@ -165,6 +168,32 @@ class Coverage {
     }
   }
 
+  // Items are counted in front of each row, and hold every tile of keys that the row sees.
+  void check_decode_items() {
+    const auto rows = static_cast<std::int64_t>(plan_.rows.size());
+    if (written_.schedule().counts.decode_items == 0) return;
+    const auto indptr = written_.ints(written_.layout().item_indptr, rows + 1);
+    EXPECT_EQ(indptr[0], 0);
+    EXPECT_EQ(indptr[plan_.rows.size()], written_.schedule().counts.decode_items);
+    for (std::size_t i = 0; i < plan_.rows.size(); ++i) {
+      const AttentionRow& row = plan_.rows[i];
+      const std::int64_t items = indptr[i + 1] - indptr[i];
+      if (path(row) != RowPath::kDecode) {
+        EXPECT_EQ(items, 0) << "row " << i;
+        continue;
+      }
+      EXPECT_LE(row.q_len * options_.shape.group_size(), decode::kMaxQueryRows);
+      const std::int64_t first = first_key(options_.shape, row) / decode::kTileTokens;
+      const std::int64_t tiles = ceil_div(row.kv_len, decode::kTileTokens) - first;
+      const std::int64_t in_item =
+          decode::item_tiles(static_cast<int>(tiles), options_.shape.num_kv_heads);
+      EXPECT_GE(items, 1) << "row " << i;
+      EXPECT_LE(in_item, decode::kMaxItemTiles);
+      EXPECT_GE(items * in_item, tiles) << "row " << i << ": keys without an item";
+      EXPECT_TRUE(items == 1 || (items - 1) * in_item < tiles) << "row " << i << ": an empty item";
+    }
+  }
+
   // Partial results are then the output itself, one a token in its place.
   void check_one_chunk_each() {
     const ScheduleCounts& counts = written_.schedule().counts;
@@ -221,6 +250,9 @@ TEST(CudaSchedule, OfARowDoesNotDependOnTheBatch) {
         EXPECT_EQ(of_row(together.large(has_mask)), alone.large(has_mask)) << i;
       }
       EXPECT_EQ(of_row(together.fa3_as_fa2()), alone.fa3_as_fa2()) << "row " << i;
+      if (path_of(options, plan.rows[i]) == RowPath::kDecode) {
+        EXPECT_EQ(decode_items(options.shape, plan.rows[i]), alone.schedule().counts.decode_items);
+      }
     }
     if (HasFailure()) return;
   }

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <span>
+
+#include "decode_items.h"
+#include "seqattn/types.h"
+
+// What a decode launch reads and writes, as plain types; decode_launch.cc fills it.
+namespace seqattn::decode {
+
+// The batch's tables, in device memory.
+struct Batch {
+  std::int32_t num_rows = 0;
+  const std::int32_t* page_indices = nullptr;
+  const std::int32_t* page_indptr = nullptr;    // [num_rows + 1]
+  const std::int32_t* last_page_len = nullptr;  // [num_rows]
+  const std::int32_t* q_indptr = nullptr;       // [num_rows + 1]
+  // [num_rows + 1]: items in front of a row, for one KV head. A row without queries has none.
+  const std::int32_t* item_indptr = nullptr;
+};
+
+struct Call {
+  CUtensorMap keys, values;  // 5-D: 64 elements, tokens of a page, blocks of 64, heads, pages
+  Batch batch;
+  int page_size = 0;
+  int num_qo_heads = 0;
+  int num_kv_heads = 0;
+  const void* q = nullptr;  // in the type of the cache; aligned to 16 bytes, as its strides
+  std::int64_t q_token_stride = 0, q_head_stride = 0;
+  void* out = nullptr;
+  bool out_is_float = false;
+  std::int64_t out_token_stride = 0, out_head_stride = 0;
+  float* lse = nullptr;  // natural log; may be null
+  std::int64_t lse_token_stride = 0, lse_head_stride = 0;
+  const float* sink_logits = nullptr;  // may be null
+  std::int64_t sink_stride = 0;
+  bool causal = true;
+  int window_left = -1;
+  float scale_log2 = 1;  // makes q . k a logit in base 2; with a cap: the argument of tanh
+  float cap_log2 = 0;    // 0: none
+  // Of items that share a row and a head: [items, rows, dim] weighted sums as accumulators lie, and
+  // [items, rows] maxima and sums of weights.
+  float4* partials = nullptr;
+  float4* partial_stats = nullptr;
+  unsigned* arrivals = nullptr;   // [rows of the batch, KV heads], zeros between launches
+  unsigned* next_item = nullptr;  // [2], zeros between launches
+  bool overlap_launch = false;    // launch.h
+};
+
+struct Instance {
+  DType dtype;
+  int head_dim;
+  cudaError_t (*prepare)();  // sets attributes, once a device
+  cudaError_t (*run)(const Call& call, int num_sms, cudaStream_t stream);
+};
+
+// What this build holds, for good; none where no architecture of it is sm_90a.
+std::span<const Instance> instances();
+
+}  // namespace seqattn::decode

@@ -1,0 +1,53 @@
+#pragma once
+
+#include <cstdint>
+
+// How a row's keys are cut into items of work: the same on the host, which counts them, and on the
+// device, which finds its own. Pure functions of the row's lengths, so that its bits depend on
+// nothing else. No CUDA in here.
+namespace seqattn::decode {
+
+inline constexpr int kTileTokens = 16;  // one box of the bulk copy engine; pages hold a multiple
+inline constexpr int kMaxItemTiles = 64;
+inline constexpr int kMaxQueryRows = 8;  // of a row and KV head: tokens times group
+
+// How many tiles of keys an item takes: of the row's own length alone, so that its bits depend on
+// nothing else. Rows are cut evenly. Short rows, and those of few heads, are cut finer, since few
+// of them have to fill a device; an item's end costs 1 us.
+inline constexpr int kShortRowTiles = 64, kShortItemTiles = 8;
+inline constexpr int kFewHeads = 2, kFewHeadsItemTiles = 32;
+constexpr int item_tiles(int num_tiles, int num_kv_heads) {
+  const int most = num_tiles <= kShortRowTiles ? kShortItemTiles
+                   : num_kv_heads <= kFewHeads ? kFewHeadsItemTiles
+                                               : kMaxItemTiles;
+  const int count = num_tiles == 0 ? 1 : (num_tiles + most - 1) / most;
+  return (num_tiles + count - 1) / count;
+}
+
+// The tiles that a row's queries see, by a window: those from `first` on.
+struct Tiles {
+  int first = 0, count = 0;
+};
+constexpr Tiles visible_tiles(int kv_len, int q_len, int window_left) {
+  const int hidden = window_left >= 0 ? kv_len - q_len - window_left : 0;
+  const int first = hidden > 0 ? hidden / kTileTokens : 0;
+  return {first, (kv_len + kTileTokens - 1) / kTileTokens - first};
+}
+
+// Of a row with queries, for each KV head; one where there are no keys, which writes zeros.
+constexpr int num_items(int num_tiles, int num_kv_heads) {
+  const int tiles = item_tiles(num_tiles, num_kv_heads);
+  return tiles == 0 ? 1 : (num_tiles + tiles - 1) / tiles;
+}
+
+// The most items, for each KV head, that so many rows with so many tiles in all can have: a row has
+// no more than one for each kShortItemTiles, nor than a short row's and one for each of the
+// others'.
+constexpr std::int64_t most_items(std::int64_t num_rows, std::int64_t num_tiles) {
+  const std::int64_t if_short = num_rows + num_tiles / kShortItemTiles;
+  const std::int64_t if_longer =
+      num_rows * (1 + kShortRowTiles / kShortItemTiles) + num_tiles / kFewHeadsItemTiles;
+  return if_short < if_longer ? if_short : if_longer;
+}
+
+}  // namespace seqattn::decode

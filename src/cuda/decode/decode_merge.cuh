@@ -1,0 +1,235 @@
+#pragma once
+
+#include "decode_shape.cuh"
+#include "decode_tile.cuh"
+
+// The end of an item: its four warps become one result, and the results of a row's items one
+// output. Whoever comes last, everything is added in the same order.
+namespace seqattn::decode {
+
+// For the threads of the math warps alone. Written so that the compiler cannot split it.
+__device__ __forceinline__ void sync_math_threads() {
+  __syncwarp();
+  asm volatile("barrier.sync 1, %0;" ::"n"(kMathThreads) : "memory");
+}
+
+// A warp's part of a merged result: some steps of the head's elements, of all rows, as its
+// accumulators lie (TileState).
+template <class S>
+struct Part {
+  float max[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+  float4 out[S::kOwnSteps] = {};
+
+  // Behind this one: another part of the same place, with its rows' maxima and sums.
+  __device__ void add(float4 stats, const float4 (&other)[S::kOwnSteps]) {
+    float own[2], others[2];
+    const float max_of[2] = {stats.x, stats.z}, sum_of[2] = {stats.y, stats.w};
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const float next = fmaxf(max[c], max_of[c]);
+      own[c] = max[c] == -INFINITY ? 0.0f : exp2_fast(max[c] - next);
+      others[c] = max_of[c] == -INFINITY ? 0.0f : exp2_fast(max_of[c] - next);
+      sum[c] = __fmaf_rn(sum[c], own[c], __fmul_rn(sum_of[c], others[c]));
+      max[c] = next;
+    }
+#pragma unroll
+    for (int s = 0; s < S::kOwnSteps; ++s) {
+      out[s].x = __fmaf_rn(out[s].x, own[0], __fmul_rn(other[s].x, others[0]));
+      out[s].y = __fmaf_rn(out[s].y, own[1], __fmul_rn(other[s].y, others[1]));
+      out[s].z = __fmaf_rn(out[s].z, own[0], __fmul_rn(other[s].z, others[0]));
+      out[s].w = __fmaf_rn(out[s].w, own[1], __fmul_rn(other[s].w, others[1]));
+    }
+  }
+};
+
+// By every math thread: each warp gets what the others have of its steps, and adds it in the order
+// of the warps.
+template <class S>
+__device__ __forceinline__ Part<S> merge_warps(Shared<S>& shared, TileState<S>& state, int warp,
+                                               const Lane& lane) {
+  const auto own_out = [&](int owner, int s) {
+    const float(&out)[4] = state.out[owner * S::kOwnSteps + s];
+    return make_float4(out[0], out[1], out[2], out[3]);
+  };
+#pragma unroll
+  for (float& sum : state.sum) {
+#pragma unroll
+    for (int lanes = 4; lanes <= 16; lanes *= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
+  }
+  sync_math_threads();  // the item before has been read
+  if (lane.g == 0) {
+    shared.stats[warp][lane.t] =
+        make_float4(state.max[0], state.sum[0], state.max[1], state.sum[1]);
+  }
+#pragma unroll
+  for (int owner = 0; owner < kMathWarps; ++owner) {
+    if (owner == warp) continue;
+#pragma unroll
+    for (int s = 0; s < S::kOwnSteps; ++s) {
+      shared.exchange[owner][warp - (warp > owner)][s][lane.index] = own_out(owner, s);
+    }
+  }
+  sync_math_threads();
+  Part<S> part;
+#pragma unroll
+  for (int from = 0; from < kMathWarps; ++from) {
+    float4 out[S::kOwnSteps];
+    if (from == warp) {
+#pragma unroll
+      for (int owner = 0; owner < kMathWarps; ++owner) {  // registers have no index at run time
+        if (owner != warp) continue;
+#pragma unroll
+        for (int s = 0; s < S::kOwnSteps; ++s) out[s] = own_out(owner, s);
+      }
+    } else {
+#pragma unroll
+      for (int s = 0; s < S::kOwnSteps; ++s) {
+        out[s] = shared.exchange[warp][from - (from > warp)][s][lane.index];
+      }
+    }
+    part.add(shared.stats[from][lane.t], out);
+  }
+  return part;
+}
+
+template <class S>
+__device__ __forceinline__ void store_out(const Call& call, std::int64_t at, float x) {
+  if (call.out_is_float) {
+    static_cast<float*>(call.out)[at] = x;
+  } else {
+    static_cast<typename S::T*>(call.out)[at] = round_to<typename S::T>(x);
+  }
+}
+
+// Divides, with the sink in the denominator, and writes out and lse.
+template <class S>
+__device__ __forceinline__ void finish(const Call& call, const Item& item, const Part<S>& part,
+                                       int warp, const Lane& lane) {
+  const int group = call.num_qo_heads / call.num_kv_heads;
+  constexpr float kLog2E = 1.44269504088896341f;
+#pragma unroll
+  for (int c = 0; c < 2; ++c) {
+    const int row = 2 * lane.t + c;
+    if (row >= item.q_len * group) continue;
+    const std::int64_t token = item.q_begin + row / group;
+    const std::int64_t head = std::int64_t{item.head} * group + row % group;
+    float max = part.max[c], sum = part.sum[c], own = 1;
+    if (call.sink_logits != nullptr) {
+      const float sink = call.sink_logits[head * call.sink_stride] * kLog2E;
+      const float next = fmaxf(max, sink);
+      own = max == -INFINITY ? 0.0f : exp2_fast(max - next);
+      sum = sum * own + exp2_fast(sink - next);
+      max = next;
+    }
+    const float factor = sum > 0 ? own / sum : 0.0f;
+    const std::int64_t at = token * call.out_token_stride + head * call.out_head_stride;
+#pragma unroll
+    for (int s = 0; s < S::kOwnSteps; ++s) {
+      const int element = (warp * S::kOwnSteps + s) * 16 + lane.g;
+      const float4 out = part.out[s];
+      store_out<S>(call, at + element, (c == 0 ? out.x : out.y) * factor);
+      store_out<S>(call, at + element + 8, (c == 0 ? out.z : out.w) * factor);
+    }
+    if (call.lse != nullptr && warp == 0 && lane.g == 0) {
+      call.lse[token * call.lse_token_stride + head * call.lse_head_stride] =
+          sum > 0 ? (max + log2f(sum)) / kLog2E : -INFINITY;
+    }
+  }
+}
+
+// The results of a row that several items share: each is left in memory, and the block whose result
+// comes last merges them all. A block hears of that while it is at its next item, since counting
+// takes two round trips to memory.
+template <class S>
+class Publication {
+ public:
+  // Leaves an item's part in memory. REQUIRES that the one before is settled.
+  __device__ __forceinline__ void publish(const Call& call, Shared<S>& shared, const Item& item,
+                                          const Part<S>& part, int warp, const Lane& lane) {
+    pending_ = item;
+#pragma unroll
+    for (int s = 0; s < S::kOwnSteps; ++s) {
+      __stcg(sums_of(call, item.chunk, warp, lane) + s * 32, part.out[s]);
+    }
+    if (warp == 0 && lane.g == 0) {
+      __stcg(stats_of(call, item.chunk, lane),
+             make_float4(part.max[0], part.sum[0], part.max[1], part.sum[1]));
+    }
+    __syncwarp();
+    if (lane.index == 0) arrive(shared_address(&shared.published));
+  }
+
+  // Of the item published before, if there is one: where it came last, merges its row and head.
+  __device__ __forceinline__ void settle(const Call& call, Shared<S>& shared, int warp,
+                                         const Lane& lane) {
+    if (pending_.num_chunks == 0) return;
+    wait(shared_address(&shared.counted), parity_);
+    parity_ ^= 1;
+    if (shared.pending_is_last != 0) {
+      Part<S> merged;
+#pragma unroll 4
+      for (int chunk = 0; chunk < pending_.num_chunks; ++chunk) {
+        float4 out[S::kOwnSteps];
+#pragma unroll
+        for (int s = 0; s < S::kOwnSteps; ++s) {
+          out[s] = __ldcg(sums_of(call, chunk, warp, lane) + s * 32);
+        }
+        merged.add(__ldcg(stats_of(call, chunk, lane)), out);
+      }
+      finish(call, pending_, merged, warp, lane);
+    }
+    pending_.num_chunks = 0;
+  }
+
+ private:
+  __device__ std::int64_t place(const Call& call, int chunk) const {
+    return std::int64_t{pending_.partial} +
+           std::int64_t{chunk - pending_.chunk} * call.num_kv_heads;
+  }
+  __device__ float4* sums_of(const Call& call, int chunk, int warp, const Lane& lane) const {
+    return call.partials + (place(call, chunk) * S::kSteps + warp * S::kOwnSteps) * 32 + lane.index;
+  }
+  __device__ float4* stats_of(const Call& call, int chunk, const Lane& lane) const {
+    return call.partial_stats + place(call, chunk) * 4 + lane.t;
+  }
+
+  Item pending_{};
+  int parity_ = 0;
+};
+
+// By the scheduler: counts what the math warps published, for all blocks to see, and answers
+// whether it was the last of its row and head. It comes two items later, when the math warps are
+// at the item between: they find the answer when they end that.
+class PublicationCount {
+ public:
+  // An item was handed over. Counts the one that was handed over two calls before.
+  template <class S>
+  __device__ void follow(const Call& call, Shared<S>& shared, const Item& item) {
+    count(call, shared, before_[0]);
+    before_[0] = before_[1];
+    before_[1] = {item.row * call.num_kv_heads + item.head, item.num_chunks};
+  }
+
+ private:
+  struct Arrival {
+    int index = 0, num_chunks = 1;
+  };
+
+  template <class S>
+  __device__ void count(const Call& call, Shared<S>& shared, const Arrival& arrival) {
+    if (arrival.num_chunks <= 1) return;  // it was not published
+    wait(shared_address(&shared.published), parity_);
+    parity_ ^= 1;
+    unsigned* const arrivals = call.arrivals + arrival.index;
+    // Releases what the math warps wrote, by way of the barrier, and acquires what others did.
+    const bool is_last = add_in_order(arrivals, 1) == static_cast<unsigned>(arrival.num_chunks) - 1;
+    if (is_last) *arrivals = 0;  // for the next launch
+    shared.pending_is_last = is_last;
+    arrive(shared_address(&shared.counted));
+  }
+
+  Arrival before_[2];
+  int parity_ = 0;
+};
+
+}  // namespace seqattn::decode
