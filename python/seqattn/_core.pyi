@@ -120,7 +120,7 @@ class PagedKVCacheManager:
     dtype: float32, float16, bfloat16 or float8_e4m3fn, as a torch or numpy dtype or a name. With a torch dtype every array that comes back is a torch tensor, else a numpy array.
     device: "cpu", "cuda:0", a torch device, or an int, the index of a CUDA device; "cuda" is the current one.
     kv_layout: "NHD" or "HND". head_dim_v: elements of a value, head_dim unless given.
-    kv_scaling, of float8_e4m3fn: "fixed" (scales of set_kv_scales, beyond which values saturate) or "per_token" (scales of each token and KV head, which append_kv derives). What goes in and comes out is float32, float16 or bfloat16.
+    kv_scaling, of float8_e4m3fn: "fixed" (scales of set_kv_scales, beyond which values saturate) or "per_token" (scales of each token and KV head, which append_kv derives). What goes in and comes out is float32, float16 or bfloat16. A torch without that dtype names it: arrays that come back are numpy's then.
 
     Raises InvalidArgumentError for sizes out of range, UnsupportedError for a device that this build cannot serve, MemoryError.
 
@@ -132,7 +132,7 @@ class PagedKVCacheManager:
     @staticmethod
     def from_tensors(keys: Any, values: Any, *, kv_layout: str = 'NHD', key_scales: Any = None, value_scales: Any = None) -> PagedKVCacheManager:
         """
-        A manager over the caller's own tensors, one or a list of one a layer, shaped as key_cache; with key_scales and value_scales, float32 and likewise, kv_scaling is "per_token".
+        A manager over the caller's own tensors, one or a list of one a layer, shaped as key_cache; with key_scales and value_scales, float32 and likewise without the last dimension, kv_scaling is "per_token". Without them that of float8_e4m3fn is "fixed", with scales 1 until set_kv_scales.
 
         They are borrowed, held and never cleared; every page starts free. Raises InvalidArgumentError for tensors that do not agree or are read-only.
         """
@@ -227,7 +227,7 @@ class PagedKVCacheManager:
     @property
     def key_cache(self) -> Any:
         """
-        [num_pages, page_size, num_heads, head_dim] (NHD) or [num_pages, num_heads, page_size, head_dim] (HND), with num_layers in front where there are several. A live view; with from_tensors the caller's own object.
+        [num_pages, page_size, num_heads, head_dim] (NHD) or [num_pages, num_heads, page_size, head_dim] (HND), with num_layers in front where there are several. A live view; with from_tensors the caller's own object. bfloat16 and float8_e4m3fn as ml_dtypes where that is installed, else their bits as uint16 and uint8.
         """
 
     @property
@@ -290,14 +290,14 @@ class PagedKVCacheManager:
 
     def set_kv_scales(self, key_scales: float | Iterable[float], value_scales: float | Iterable[float], layer: SupportsIndex = 0) -> None:
         """
-        Sets the scales of one layer of a float8_e4m3fn cache with kv_scaling "fixed", which are 1 until then: a number for all KV heads, or one for each.
+        Sets the scales of one layer, and of no other, of a float8_e4m3fn cache with kv_scaling "fixed", which are 1 until then: a number for all KV heads, or one for each. x is stored as x / scale and read as element * scale; the greatest magnitude over 448 makes use of the whole range.
 
-        Raises InvalidArgumentError, having changed nothing, for another cache or count, a scale beyond 2^-126 to 7.6e35, and while pages are in use.
+        Raises InvalidArgumentError, having changed nothing, for another cache or count, a scale beyond 1.18e-38 to 7.59e35, and while pages are in use.
         """
 
     def key_scales(self, layer: SupportsIndex = 0) -> Any:
         """
-        The scales of a layer's keys, float32: [num_heads], a copy; with kv_scaling "per_token" a live view, shaped as one layer of key_cache without its last dimension.
+        The scales of a layer's keys, float32: [num_heads], a copy (of numpy a read-only one); with kv_scaling "per_token" a live view, shaped as one layer of key_cache without its last dimension.
 
         Raises InvalidArgumentError for a cache without scales.
         """
@@ -746,7 +746,7 @@ def restore_sequence(descriptor: CacheDescriptor, seq_id: SupportsIndex, state: 
     """
     Starts a sequence from what save_sequence made: bytes (or another buffer), the path of a regular file, or a binary file object.
 
-    A file object, or what else has read, is read to the state's last byte and no further. When the call raises nothing has changed, but for pages that a prefix cache or another reclaimer gave up for it: those stay free. Bytes and files of a path are checked before it is asked, a file object is checked as it comes. The cache may have another page size, layout, dtype and device; with its own dtype the tokens are the same bits, else they are rounded by way of float32, to nearest even, and float16 overflows to infinity. Raises InvalidArgumentError for a sequence that exists or another number of layers or heads, or another head dimension; SequenceStateError for what is no state, truncated or corrupted; NoPageError; FileError (an OSError).
+    A file object, or what else has read, is read to the state's last byte and no further. When the call raises nothing has changed, but for pages that a prefix cache or another reclaimer gave up for it: those stay free. Bytes and files of a path are checked before it is asked, a file object is checked as it comes. The cache may have another page size, layout, dtype and device; with its own dtype the tokens are the same bits (of float8_e4m3fn where its kv_scaling is "per_token", or "fixed" with the same scales), else they are rounded by way of float32, to nearest even; float16 overflows to infinity, float8_e4m3fn saturates at 448 times a fixed scale. Raises InvalidArgumentError for a sequence that exists or another number of layers or heads, or another head dimension; SequenceStateError for what is no state, truncated or corrupted; NoPageError; FileError (an OSError).
     """
 
 @overload
