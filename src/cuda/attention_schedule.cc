@@ -102,8 +102,8 @@ ScheduleCounts largest_counts(const ScheduleOptions& options) {
   counts.rows = capacity.max_sequences;
   counts.pages = capacity.max_pages;
   if (options.has_decode) {
-    counts.decode_items =
-        decode::most_items(capacity.max_sequences, ceil_div(most_keys, decode::kTileTokens));
+    counts.decode_items = decode::most_items(
+        capacity.max_sequences, ceil_div(most_keys, decode::kTileTokens), shape.num_kv_heads);
     if (longest * group <= decode::kMaxQueryRows) return counts;  // no row is small
   }
   counts.small_tokens = capacity.max_q_tokens;
@@ -199,8 +199,9 @@ void check_capacity(const ScheduleOptions& options, const AttentionPlan& plan) {
 }  // namespace
 
 std::int64_t decode_items(const AttentionShape& shape, const AttentionRow& row) {
-  const decode::Tiles tiles = decode::visible_tiles(static_cast<int>(row.kv_len),
-                                                    static_cast<int>(row.q_len), shape.window_left);
+  const decode::Tiles tiles =
+      decode::visible_tiles(static_cast<int>(row.kv_len), static_cast<int>(row.q_len),
+                            std::min(shape.window_left, decode::kMaxKeys));
   return decode::num_items(tiles.count, shape.num_kv_heads);
 }
 

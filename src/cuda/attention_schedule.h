@@ -72,7 +72,7 @@ struct Schedule {
 std::int64_t decode_items(const AttentionShape& shape, const AttentionRow& row);
 
 // Counts and lays out. Throws UnsupportedError for a batch that the kernels' 32-bit indices do not
-// hold or, with a capacity, for a row that is not small or for a mask.
+// hold or, with a capacity, for a row that is neither small nor of decode, or for a mask.
 Schedule measure_schedule(const ScheduleOptions& options, const AttentionPlan& plan);
 
 // Writes every array of the layout into `memory`, aligned to 16 bytes. Cannot fail.

@@ -229,7 +229,8 @@ Fa2Call CudaAttention::fa2_call(std::span<const Plane> planes, const TensorView&
   call.q_head_stride = head_stride(q);
   call.sm_scale = shape.sm_scale;
   call.logits_soft_cap = shape.logits_soft_cap;
-  call.overlap_launch = overlaps_launches_;
+  // In a graph the decode kernel follows these launches, whose padding ends without waiting.
+  call.overlap_launch = overlaps_launches_ && !(fixed_size() && decode_);
   return call;
 }
 

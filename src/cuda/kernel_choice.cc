@@ -47,13 +47,6 @@ const Fa2Instance* find_fa2(const AttentionShape& shape, AttentionMask mask, boo
                                 way_out(shape, mask, general)));
 }
 
-bool is_hopper(int device) {
-  int major = 0, minor = 0;
-  SEQATTN_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  SEQATTN_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  return major == 9 && minor == 0;
-}
-
 const Fa3Instance* find_fa3(const AttentionShape& shape, bool general) {
   if (!is_hopper(shape.device.index)) return nullptr;
   const auto instances = fa3_instances();
@@ -66,6 +59,13 @@ const Fa3Instance* find_fa3(const AttentionShape& shape, bool general) {
 }
 
 }  // namespace
+
+bool is_hopper(int device) {
+  int major = 0, minor = 0;
+  SEQATTN_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  SEQATTN_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  return major == 9 && minor == 0;
+}
 
 KernelChoice choose_kernels(const AttentionShape& shape) {
   if (shape.head_dim != shape.head_dim_v) {

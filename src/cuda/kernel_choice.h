@@ -8,6 +8,9 @@
 
 namespace seqattn {
 
+// Whether the device is of compute capability 9.0, whose kernels no other runs.
+bool is_hopper(int device);
+
 // The compiled kernels that serve one configured attention.
 struct KernelChoice {
   const Fa2Instance* unmasked = nullptr;

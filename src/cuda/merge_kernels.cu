@@ -6,6 +6,7 @@
 #include "cuda_check.h"
 #include "launch.h"
 #include "merge_kernels.h"
+#include "sinks.cuh"
 
 namespace seqattn {
 namespace {
@@ -14,10 +15,6 @@ constexpr int kWarp = 32;
 constexpr int kWarpsPerBlock = 4;
 // A merge of no more heads of tokens leaves most of a device idle: a block each then, not a warp.
 constexpr std::int64_t kFewItems = 512;
-constexpr float kLn2 = 0.693147180559945309f;
-constexpr float kLog2E = 1.44269504088896341f;
-constexpr float kMaxFloat = 3.402823466e38f;
-constexpr float kHuge = 1e30f;
 
 // A tensor of tokens as kernels see it: any of the three types.
 struct Tokens {
@@ -60,25 +57,9 @@ struct Tokens {
   }
 };
 
-struct Sinks {
-  const float* data = nullptr;
-  std::int64_t stride = 0;
-  explicit Sinks(const TensorView& view)
-      : data(static_cast<const float*>(view.data)), stride(view.strides[0]) {}
-  __device__ float natural(int head) const {
-    return data == nullptr ? -INFINITY : data[head * stride];
-  }
-  // As finite as the sink is.
-  __device__ float base2(int head) const {
-    const float sink = natural(head);
-    return isinf(sink) ? sink : fminf(fmaxf(sink * kLog2E, -kMaxFloat), kMaxFloat);
-  }
-  // The natural LSE of a sum whose terms were divided by 2^subtracted.
-  __device__ float lse(int head, float subtracted, float sum) const {
-    if (fabsf(subtracted) > kHuge) return natural(head);  // only a sink is as large
-    return (subtracted + log2f(sum)) * kLn2;
-  }
-};
+Sinks sinks_of(const TensorView& view) {
+  return {static_cast<const float*>(view.data), view.strides[0]};
+}
 
 __device__ void wait_for_predecessor() {
 #if __CUDA_ARCH__ >= 900
@@ -300,7 +281,7 @@ void launch_merge_partials(const PartialResults& partials, const TensorView& out
   const bool few = items <= kFewItems;
   PartialResults from = partials;
   Tokens to(out), to_lse = lse ? Tokens(lse) : Tokens();
-  Sinks sinks(sink_logits);
+  Sinks sinks = sinks_of(sink_logits);
   void* arguments[] = {&from, &to, &to_lse, &sinks, &num_heads, &head_dim};
   const LaunchShape shape{
       .grid = dim3(few ? static_cast<unsigned>(items) : blocks_for(partials.num_tokens, num_heads)),
@@ -330,7 +311,7 @@ void launch_finish_large(const LargeRows& rows, const TensorView& out, const Ten
   if (rows.num_tokens == 0) return;
   const int num_heads = static_cast<int>(out.shape[1]);
   finish_large<<<blocks_for(rows.num_tokens, num_heads), kWarp * kWarpsPerBlock, 0, stream>>>(
-      rows, Tokens(out), lse ? Tokens(lse) : Tokens(), Sinks(sink_logits), num_heads,
+      rows, Tokens(out), lse ? Tokens(lse) : Tokens(), sinks_of(sink_logits), num_heads,
       static_cast<int>(out.shape[2]));
   check_launch("finish_large");
 }

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <random>
 #include <string>
@@ -23,7 +24,10 @@ ScheduleOptions random_options(std::mt19937_64& random) {
   options.shape.head_dim = options.shape.head_dim_v = std::vector{64, 128, 256}[random() % 3];
   options.shape.page_size = std::vector{1, 5, 16, 64}[random() % 4];
   options.shape.causal = random() % 3 != 0;
-  options.shape.window_left = random() % 3 == 0 ? static_cast<int>(random() % 3000) : -1;
+  constexpr int kMaxInt = std::numeric_limits<int>::max();
+  options.shape.window_left = random() % 3 != 0   ? -1
+                              : random() % 4 == 0 ? kMaxInt
+                                                  : static_cast<int>(random() % 3000);
   options.has_fa3 = random() % 2 == 0;
   options.has_decode = random() % 2 == 0;
   return options;
@@ -36,7 +40,8 @@ std::vector<Lengths> random_lengths(std::mt19937_64& random, std::size_t most_ro
     row.kv_len = static_cast<std::int64_t>(random() % (1u << random() % 17));
     const std::uint64_t most = std::vector<std::uint64_t>{1, 8, 300, 3000}[random() % 4];
     row.q_len = std::min(row.kv_len, static_cast<std::int64_t>(random() % (most + 1)));
-    row.has_mask = random() % 3 == 0 && row.q_len * row.kv_len < 100'000;  // it takes memory
+    if (random() % 20 == 0) row = {static_cast<std::int64_t>(random() % 3), 0};  // sees nothing
+    row.has_mask = random() % 3 == 0 && row.q_len * row.kv_len < 100'000;        // it takes memory
   }
   return lengths;
 }

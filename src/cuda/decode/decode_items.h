@@ -9,11 +9,13 @@ namespace seqattn::decode {
 
 inline constexpr int kTileTokens = 16;  // one box of the bulk copy engine; pages hold a multiple
 inline constexpr int kMaxItemTiles = 64;
-inline constexpr int kMaxQueryRows = 8;  // of a row and KV head: tokens times group
+inline constexpr int kMaxQueryRows = 8;   // of a row and KV head: tokens times group
+inline constexpr int kMaxKeys = 1 << 30;  // of a row; positions and windows then fit an int
 
-// How many tiles of keys an item takes: of the row's own length alone, so that its bits depend on
-// nothing else. Rows are cut evenly. Short rows, and those of few heads, are cut finer, since few
-// of them have to fill a device; an item's end costs 1 us.
+// How many tiles of keys an item takes, of as many as the row's queries see: of nothing that
+// belongs to the batch, so that its bits do not depend on that. Rows are cut evenly. Short rows,
+// and those of few heads, are cut finer, since few of them have to fill a device; an item's end
+// costs 1 us.
 inline constexpr int kShortRowTiles = 64, kShortItemTiles = 8;
 inline constexpr int kFewHeads = 2, kFewHeadsItemTiles = 32;
 constexpr int item_tiles(int num_tiles, int num_kv_heads) {
@@ -41,12 +43,12 @@ constexpr int num_items(int num_tiles, int num_kv_heads) {
 }
 
 // The most items, for each KV head, that so many rows with so many tiles in all can have: a row has
-// no more than one for each kShortItemTiles, nor than a short row's and one for each of the
-// others'.
-constexpr std::int64_t most_items(std::int64_t num_rows, std::int64_t num_tiles) {
+// no more than one for each kShortItemTiles, nor than a short row's and a longer row's together.
+constexpr std::int64_t most_items(std::int64_t num_rows, std::int64_t num_tiles, int num_kv_heads) {
+  const int most = num_kv_heads <= kFewHeads ? kFewHeadsItemTiles : kMaxItemTiles;
   const std::int64_t if_short = num_rows + num_tiles / kShortItemTiles;
   const std::int64_t if_longer =
-      num_rows * (1 + kShortRowTiles / kShortItemTiles) + num_tiles / kFewHeadsItemTiles;
+      num_rows * (1 + kShortRowTiles / kShortItemTiles) + num_tiles / most;
   return if_short < if_longer ? if_short : if_longer;
 }
 

@@ -10,7 +10,8 @@
 // Attention of short queries over a paged cache, for sm_90a. Thread blocks stay for the whole
 // launch. In each, one warp finds work (schedule), one thread has keys and values copied
 // (load_tiles), four warps compute (compute); they hand over through rings of barriers and never
-// wait for the whole block.
+// wait for the whole block. All is inlined, so that the compiler sees which memory is shared:
+// through generic pointers loads were slower, and came behind a barrier's arrival.
 namespace seqattn::decode {
 
 template <class S>
@@ -93,7 +94,7 @@ __device__ __forceinline__ void load_queries(const Call& call, T (*to)[kDim], co
 }
 
 template <class S>
-__device__ void schedule(const Call& call, Shared<S>& shared, int lane) {
+__device__ __forceinline__ void schedule(const Call& call, Shared<S>& shared, int lane) {
   wait_for_predecessor();
   const int total = __ldg(call.batch.item_indptr + call.batch.num_rows) * call.num_kv_heads;
   const int group = call.num_qo_heads / call.num_kv_heads;
@@ -158,8 +159,8 @@ __device__ void schedule(const Call& call, Shared<S>& shared, int lane) {
 // into the next item without a pause.
 
 template <class S>
-__device__ void load_tiles(const Call& call, Shared<S>& shared, const CUtensorMap* keys,
-                           const CUtensorMap* values) {
+__device__ __forceinline__ void load_tiles(const Call& call, Shared<S>& shared,
+                                           const CUtensorMap* keys, const CUtensorMap* values) {
   const auto of = [](const std::uint64_t& barrier) { return shared_address(&barrier); };
   const std::uint64_t policy = evict_first_policy();
   const int tiles_per_page = call.page_size / kTileTokens;
@@ -213,7 +214,7 @@ __device__ __forceinline__ Visible visible_to(const Call& call, const Item& item
 }
 
 template <class S>
-__device__ void compute(const Call& call, Shared<S>& shared, int warp) {
+__device__ __forceinline__ void compute(const Call& call, Shared<S>& shared, int warp) {
   const auto of = [](const std::uint64_t& barrier) { return shared_address(&barrier); };
   const Lane lane;
   // A register that is 0 and that the compiler does not know to be.

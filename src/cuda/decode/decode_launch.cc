@@ -8,6 +8,7 @@
 
 #include "cuda_check.h"
 #include "device_tensors.h"
+#include "kernel_choice.h"
 #include "message.h"
 #include "seqattn/error.h"
 
@@ -33,6 +34,7 @@ EncodeTiled find_encode() {
 
 // A box is 16 tokens of one head of one page: blocks of 64 elements, swizzled.
 CUtensorMap map_of(const Plane& plane) {
+  if (plane.num_pages == 0) return {};  // no row has keys, and no size of a map may be 0
   static const EncodeTiled encode = find_encode();
   constexpr int kRank = 5, kBlock = 64;
   const std::int64_t bytes = size_of(plane.dtype), row = plane.head_dim * bytes;
@@ -72,9 +74,10 @@ void Launcher::reserve(const Tables& tables, cudaStream_t stream) {
       static_cast<std::size_t>(2 + tables.num_rows * shape_.num_kv_heads) * sizeof(unsigned);
   const std::byte* const before = counters_.data();
   std::byte* const counters = counters_.reserve(bytes, stream);
-  if (counters != before) {
-    SEQATTN_CUDA_CHECK(cudaMemsetAsync(counters, 0, counters_.num_bytes(), stream));
-  }
+  if (counters != before) counters_are_zeros_ = false;
+  if (counters_are_zeros_) return;
+  SEQATTN_CUDA_CHECK(cudaMemsetAsync(counters, 0, counters_.num_bytes(), stream));
+  counters_are_zeros_ = true;
 }
 
 void Launcher::run(const Tables& tables, std::span<const Plane> planes, const TensorView& q,
@@ -105,7 +108,7 @@ void Launcher::run(const Tables& tables, std::span<const Plane> planes, const Te
     call.sink_stride = sink_logits.strides[0];
   }
   call.causal = shape_.causal;
-  call.window_left = shape_.window_left;
+  call.window_left = std::min(shape_.window_left, kMaxKeys);
   const float cap = shape_.logits_soft_cap;
   call.scale_log2 = cap > 0 ? shape_.sm_scale / cap : shape_.sm_scale * kLog2E;
   call.cap_log2 = cap > 0 ? cap * kLog2E : 0;
@@ -119,11 +122,7 @@ void Launcher::run(const Tables& tables, std::span<const Plane> planes, const Te
 
 const Instance* find_instance(const AttentionShape& shape) {
   if (shape.page_size % kTileTokens != 0 || shape.head_dim != shape.head_dim_v) return nullptr;
-  int major = 0, minor = 0;
-  const int device = shape.device.index;
-  SEQATTN_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  SEQATTN_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  if (major != 9 || minor != 0) return nullptr;
+  if (shape.group_size() > kMaxQueryRows || !is_hopper(shape.device.index)) return nullptr;
   const auto all = instances();
   const auto found = std::find_if(all.begin(), all.end(), [&](const Instance& instance) {
     return instance.dtype == shape.kv_dtype && instance.head_dim == shape.head_dim;

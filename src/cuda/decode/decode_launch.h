@@ -12,8 +12,8 @@
 
 namespace seqattn::decode {
 
-// The compiled kernel of a shape on this device, or null: it takes sm_90, pages of whole tiles, and
-// a type and head_dim of the instance list.
+// The compiled kernel of a shape on this device, or null: it takes sm_90, pages of whole tiles, up
+// to kMaxQueryRows query heads a KV head, and a type and head_dim of the instance list.
 const Instance* find_instance(const AttentionShape& shape);
 
 // What a launch takes from its caller.
@@ -42,6 +42,7 @@ class Launcher {
   int num_sms_;
   DeviceBuffer partials_;
   DeviceBuffer counters_;  // zeros between launches
+  bool counters_are_zeros_ = false;
 };
 
 }  // namespace seqattn::decode

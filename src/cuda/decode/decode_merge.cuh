@@ -2,6 +2,7 @@
 
 #include "decode_shape.cuh"
 #include "decode_tile.cuh"
+#include "sinks.cuh"
 
 // The end of an item: its four warps become one result, and the results of a row's items one
 // output. Whoever comes last, everything is added in the same order.
@@ -106,7 +107,7 @@ template <class S>
 __device__ __forceinline__ void finish(const Call& call, const Item& item, const Part<S>& part,
                                        int warp, const Lane& lane) {
   const int group = call.num_qo_heads / call.num_kv_heads;
-  constexpr float kLog2E = 1.44269504088896341f;
+  const Sinks sinks{call.sink_logits, call.sink_stride};
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
     const int row = 2 * lane.t + c;
@@ -115,10 +116,10 @@ __device__ __forceinline__ void finish(const Call& call, const Item& item, const
     const std::int64_t head = std::int64_t{item.head} * group + row % group;
     float max = part.max[c], sum = part.sum[c], own = 1;
     if (call.sink_logits != nullptr) {
-      const float sink = call.sink_logits[head * call.sink_stride] * kLog2E;
+      const float sink = sinks.base2(head);
       const float next = fmaxf(max, sink);
       own = max == -INFINITY ? 0.0f : exp2_fast(max - next);
-      sum = sum * own + exp2_fast(sink - next);
+      if (sink != -INFINITY) sum = sum * own + (sink == next ? 1.0f : exp2_fast(sink - next));
       max = next;
     }
     const float factor = sum > 0 ? own / sum : 0.0f;
@@ -132,7 +133,7 @@ __device__ __forceinline__ void finish(const Call& call, const Item& item, const
     }
     if (call.lse != nullptr && warp == 0 && lane.g == 0) {
       call.lse[token * call.lse_token_stride + head * call.lse_head_stride] =
-          sum > 0 ? (max + log2f(sum)) / kLog2E : -INFINITY;
+          sum > 0 ? sinks.lse(head, max, sum) : -INFINITY;
     }
   }
 }

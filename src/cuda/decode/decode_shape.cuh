@@ -16,8 +16,8 @@ inline constexpr int kRows = kMaxQueryRows;
 
 // A piece of work: some tiles of keys for the queries of one row and one KV head.
 struct Item {
-  int row, head, chunk, num_chunks;
-  int first_tile, num_tiles;  // of none: there is no more work
+  int row, head, chunk, num_chunks;  // no chunk: there is no more work
+  int first_tile, num_tiles;         // no tile: a row without keys
   int kv_len, q_begin, q_len;
   int partial;  // its place among the partial results
 };

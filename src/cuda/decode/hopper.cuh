@@ -8,8 +8,7 @@
 #include <type_traits>
 
 // The instructions of sm_90 that decode_kernel.cuh is made of, each under the name of what it does.
-// Addresses of shared memory are 32-bit numbers here: never through a generic pointer, whose loads
-// and stores mbarrier.arrive does not order.
+// Addresses of shared memory are 32-bit numbers here, as the instructions take them.
 namespace seqattn::decode {
 
 __device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
@@ -89,10 +88,6 @@ __device__ __forceinline__ void load_bytes(std::uint32_t to, const void* from, i
           "r"(to),
       "l"(from), "r"(bytes), "r"(barrier)
       : "memory");
-}
-
-__device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
 // What threads stored into shared memory comes before later bulk copies, and the reverse.
