@@ -41,7 +41,7 @@ set(is_general_general true)
 # sources> <for tables>):
 # a source for each FA2 instance; one for all FA3 instances of a dtype and head_dim, since CUTLASS's
 # headers are most of their compile time; and the tables.
-function(seqattn_generate_instances folder with_fa3 fa2_variable fa3_variable decode_variable tables_variable)
+function(seqattn_generate_instances folder with_sm90a fa2_variable fa3_variable decode_variable tables_variable)
   set(fa2_sources)
   set(decode_sources)
   set(groups)
@@ -62,7 +62,7 @@ function(seqattn_generate_instances folder with_fa3 fa2_variable fa3_variable de
       string(APPEND declarations "extern const Fa2Instance ${instance};\n")
       string(APPEND fa2_entries "      &${instance},\n")
     elseif(kind STREQUAL "decode")
-      if(with_fa3)
+      if(with_sm90a)
         set(instance decode_${dtype}_${head_dim})
         set(decode_type ${decode_type_of_${dtype}})
         configure_file(templates/decode_instance.cu.in ${folder}/${instance}.cu @ONLY)
@@ -70,7 +70,7 @@ function(seqattn_generate_instances folder with_fa3 fa2_variable fa3_variable de
         string(APPEND decode_declarations "extern const Instance ${instance};\n")
         string(APPEND decode_entries "${instance}, ")
       endif()
-    elseif(with_fa3)
+    elseif(with_sm90a)
       set(group fa3_${dtype}_${head_dim})
       list(APPEND groups ${group})
       string(APPEND entries_of_${group}

@@ -6,6 +6,7 @@
 #include "cuda_check.h"
 #include "launch.h"
 #include "merge_kernels.h"
+#include "predecessor.cuh"
 #include "sinks.cuh"
 
 namespace seqattn {
@@ -59,12 +60,6 @@ struct Tokens {
 
 Sinks sinks_of(const TensorView& view) {
   return {static_cast<const float*>(view.data), view.strides[0]};
-}
-
-__device__ void wait_for_predecessor() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
 }
 
 // What a warp works on, or a block where its warps share: one head of one token.

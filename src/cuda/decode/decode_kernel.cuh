@@ -15,29 +15,23 @@
 namespace seqattn::decode {
 
 template <class S>
-struct Barriers {
-  Shared<S>& shared;
-  __device__ static std::uint32_t of(const std::uint64_t& barrier) {
-    return shared_address(&barrier);
-  }
-  __device__ void init() const {
-    for (int warp = 0; warp < kMathWarps; ++warp) {
-      for (int stage = 0; stage < S::kStages; ++stage) {
-        init_barrier(of(shared.stage_full[warp][stage]), 1);
-        init_barrier(of(shared.stage_empty[warp][stage]), 1);
-      }
+__device__ __forceinline__ void init_barriers(Shared<S>& shared) {
+  for (int warp = 0; warp < kMathWarps; ++warp) {
+    for (int stage = 0; stage < S::kStages; ++stage) {
+      init_barrier(address_of(shared.stage_full[warp][stage]), 1);
+      init_barrier(address_of(shared.stage_empty[warp][stage]), 1);
     }
-    for (int slot = 0; slot < kItemSlots; ++slot) {
-      init_barrier(of(shared.item_full[slot]), 32);
-      init_barrier(of(shared.item_empty[slot]), kMathWarps + 1);
-    }
-    init_barrier(of(shared.queries_full), 1);
-    init_barrier(of(shared.queries_empty), kMathWarps);
-    init_barrier(of(shared.published), kMathWarps);
-    init_barrier(of(shared.counted), 1);
-    fence_barrier_init();
   }
-};
+  for (int slot = 0; slot < kItemSlots; ++slot) {
+    init_barrier(address_of(shared.item_full[slot]), 32);
+    init_barrier(address_of(shared.item_empty[slot]), kMathWarps + 1);
+  }
+  init_barrier(address_of(shared.queries_full), 1);
+  init_barrier(address_of(shared.queries_empty), kMathWarps);
+  init_barrier(address_of(shared.published), kMathWarps);
+  init_barrier(address_of(shared.counted), 1);
+  fence_barrier_init();
+}
 
 // --- The scheduler.
 
@@ -98,7 +92,6 @@ __device__ __forceinline__ void schedule(const Call& call, Shared<S>& shared, in
   wait_for_predecessor();
   const int total = __ldg(call.batch.item_indptr + call.batch.num_rows) * call.num_kv_heads;
   const int group = call.num_qo_heads / call.num_kv_heads;
-  const auto of = [](const std::uint64_t& barrier) { return shared_address(&barrier); };
   RingPosition<kItemSlots> at;
   RingPosition<1> queries;
   PublicationCount count;
@@ -121,10 +114,10 @@ __device__ __forceinline__ void schedule(const Call& call, Shared<S>& shared, in
             tile < item.num_tiles ? __ldg(table + (item.first_tile + tile) / tiles_per_page) : 0;
       }
     }
-    wait(of(shared.item_empty[at.slot]), at.parity ^ 1);
+    wait(address_of(shared.item_empty[at.slot]), at.parity ^ 1);
     if (is_end) {
       if (lane == 0) shared.items[at.slot].num_chunks = 0;  // no more
-      arrive(of(shared.item_full[at.slot]));
+      arrive(address_of(shared.item_full[at.slot]));
       if (lane == 0) {
         count.follow(call, shared, {});
         count.follow(call, shared, {});
@@ -140,10 +133,10 @@ __device__ __forceinline__ void schedule(const Call& call, Shared<S>& shared, in
     if (lane == 0) shared.items[at.slot] = item;
 #pragma unroll
     for (int i = 0; i < kMaxItemTiles / 32; ++i) shared.pages[at.slot][i * 32 + lane] = pages[i];
-    arrive(of(shared.item_full[at.slot]));
+    arrive(address_of(shared.item_full[at.slot]));
     if (lane == 0) {
-      wait(of(shared.queries_empty), queries.parity ^ 1);
-      const std::uint32_t full = of(shared.queries_full);
+      wait(address_of(shared.queries_empty), queries.parity ^ 1);
+      const std::uint32_t full = address_of(shared.queries_full);
       arrive_expecting(full, item.q_len * group * S::kDim * 2);
       load_queries(call, shared.queries, item, group, full);
       count.follow(call, shared, item);
@@ -159,15 +152,13 @@ __device__ __forceinline__ void schedule(const Call& call, Shared<S>& shared, in
 // into the next item without a pause.
 
 template <class S>
-__device__ __forceinline__ void load_tiles(const Call& call, Shared<S>& shared,
-                                           const CUtensorMap* keys, const CUtensorMap* values) {
-  const auto of = [](const std::uint64_t& barrier) { return shared_address(&barrier); };
+__device__ __forceinline__ void load_tiles(const Call& call, Shared<S>& shared) {
   const std::uint64_t policy = evict_first_policy();
   const int tiles_per_page = call.page_size / kTileTokens;
   RingPosition<S::kStages> stages[kMathWarps];
   RingPosition<kItemSlots> at;
   while (true) {
-    wait(of(shared.item_full[at.slot]), at.parity);
+    wait(address_of(shared.item_full[at.slot]), at.parity);
     const Item item = shared.items[at.slot];
     if (item.num_chunks == 0) return;
     for (int first = 0; first < item.num_tiles; first += kMathWarps) {
@@ -177,17 +168,17 @@ __device__ __forceinline__ void load_tiles(const Call& call, Shared<S>& shared,
         if (tile >= item.num_tiles) continue;
         RingPosition<S::kStages>& stage = stages[warp];
         auto& to = shared.ring[warp][stage.slot];
-        const std::uint32_t full = of(shared.stage_full[warp][stage.slot]);
-        wait(of(shared.stage_empty[warp][stage.slot]), stage.parity ^ 1);
+        const std::uint32_t full = address_of(shared.stage_full[warp][stage.slot]);
+        wait(address_of(shared.stage_empty[warp][stage.slot]), stage.parity ^ 1);
         arrive_expecting(full, 2 * S::kTileBytes);
         const int token = (item.first_tile + tile) % tiles_per_page * kTileTokens;
         const int page = shared.pages[at.slot][tile];
-        load_box(shared_address(to.keys), keys, full, token, item.head, page, policy);
-        load_box(shared_address(to.values), values, full, token, item.head, page, policy);
+        load_box(shared_address(to.keys), &call.keys, full, token, item.head, page, policy);
+        load_box(shared_address(to.values), &call.values, full, token, item.head, page, policy);
         stage.advance();
       }
     }
-    arrive(of(shared.item_empty[at.slot]));
+    arrive(address_of(shared.item_empty[at.slot]));
     at.advance();
   }
 }
@@ -215,7 +206,6 @@ __device__ __forceinline__ Visible visible_to(const Call& call, const Item& item
 
 template <class S>
 __device__ __forceinline__ void compute(const Call& call, Shared<S>& shared, int warp) {
-  const auto of = [](const std::uint64_t& barrier) { return shared_address(&barrier); };
   const Lane lane;
   // A register that is 0 and that the compiler does not know to be.
   const std::uint32_t zero = static_cast<std::uint32_t>(call.page_size) & 0x80000000u;
@@ -224,17 +214,17 @@ __device__ __forceinline__ void compute(const Call& call, Shared<S>& shared, int
   RingPosition<1> queries_at;
   Publication<S> publication;
   while (true) {
-    wait(of(shared.item_full[at.slot]), at.parity);
+    wait(address_of(shared.item_full[at.slot]), at.parity);
     const Item item = shared.items[at.slot];
     if (item.num_chunks == 0) {
       publication.settle(call, shared, warp, lane);
       return;
     }
-    wait(of(shared.queries_full), queries_at.parity);
+    wait(address_of(shared.queries_full), queries_at.parity);
     Queries<S> queries;
     const std::uint32_t read = queries.load(shared.queries, lane);
     __syncwarp();
-    if (lane.index == 0) arrive(of(shared.queries_empty) + (read & zero));
+    if (lane.index == 0) arrive(address_of(shared.queries_empty) + (read & zero));
     queries_at.advance();
     const Visible visible = visible_to(call, item, lane);
     TileState<S> state;
@@ -242,7 +232,7 @@ __device__ __forceinline__ void compute(const Call& call, Shared<S>& shared, int
     for (int tile = warp; tile < item.num_tiles; tile += kMathWarps) {
       const auto& data = shared.ring[warp][stage.slot];
       const std::uint32_t keys = shared_address(data.keys), values = shared_address(data.values);
-      wait(of(shared.stage_full[warp][stage.slot]), stage.parity);
+      wait(address_of(shared.stage_full[warp][stage.slot]), stage.parity);
       const int first_token = (item.first_tile + tile) * kTileTokens;
       float scores[4];
       score<S>(keys, queries, lane, scores);
@@ -254,10 +244,10 @@ __device__ __forceinline__ void compute(const Call& call, Shared<S>& shared, int
       update(state, scores, weights);
       const std::uint32_t last = add_values(state, values, weights, lane);
       __syncwarp();
-      if (lane.index == 0) arrive(of(shared.stage_empty[warp][stage.slot]) + (last & zero));
+      if (lane.index == 0) arrive(address_of(shared.stage_empty[warp][stage.slot]) + (last & zero));
       stage.advance();
     }
-    if (lane.index == 0) arrive(of(shared.item_empty[at.slot]));
+    if (lane.index == 0) arrive(address_of(shared.item_empty[at.slot]));
     const Part<S> part = merge_warps(shared, state, warp, lane);
     publication.settle(call, shared, warp, lane);
     if (item.num_chunks == 1) {
@@ -275,12 +265,12 @@ __global__ void __launch_bounds__(kThreads, S::kBlocksPerSm)
   extern __shared__ __align__(1024) std::uint8_t memory[];
   Shared<S>& shared = *reinterpret_cast<Shared<S>*>(memory);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  if (threadIdx.x == 0) Barriers<S>{shared}.init();
+  if (threadIdx.x == 0) init_barriers(shared);
   __syncthreads();
   if (warp == kMathWarps) {
     schedule(call, shared, lane);
   } else if (warp == kMathWarps + 1) {
-    if (lane == 0) load_tiles(call, shared, &call.keys, &call.values);
+    if (lane == 0) load_tiles(call, shared);
   } else {
     compute(call, shared, warp);
   }

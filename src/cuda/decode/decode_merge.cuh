@@ -157,14 +157,14 @@ class Publication {
              make_float4(part.max[0], part.sum[0], part.max[1], part.sum[1]));
     }
     __syncwarp();
-    if (lane.index == 0) arrive(shared_address(&shared.published));
+    if (lane.index == 0) arrive(address_of(shared.published));
   }
 
   // Of the item published before, if there is one: where it came last, merges its row and head.
   __device__ __forceinline__ void settle(const Call& call, Shared<S>& shared, int warp,
                                          const Lane& lane) {
     if (pending_.num_chunks == 0) return;
-    wait(shared_address(&shared.counted), parity_);
+    wait(address_of(shared.counted), parity_);
     parity_ ^= 1;
     if (shared.pending_is_last != 0) {
       Part<S> merged;
@@ -219,14 +219,14 @@ class PublicationCount {
   template <class S>
   __device__ void count(const Call& call, Shared<S>& shared, const Arrival& arrival) {
     if (arrival.num_chunks <= 1) return;  // it was not published
-    wait(shared_address(&shared.published), parity_);
+    wait(address_of(shared.published), parity_);
     parity_ ^= 1;
     unsigned* const arrivals = call.arrivals + arrival.index;
     // Releases what the math warps wrote, by way of the barrier, and acquires what others did.
     const bool is_last = add_in_order(arrivals, 1) == static_cast<unsigned>(arrival.num_chunks) - 1;
     if (is_last) *arrivals = 0;  // for the next launch
     shared.pending_is_last = is_last;
-    arrive(shared_address(&shared.counted));
+    arrive(address_of(shared.counted));
   }
 
   Arrival before_[2];

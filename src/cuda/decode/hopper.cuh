@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "predecessor.cuh"
+
 // The instructions of sm_90 that decode_kernel.cuh is made of, each under the name of what it does.
 // Addresses of shared memory are 32-bit numbers here, as the instructions take them.
 namespace seqattn::decode {
@@ -16,6 +18,10 @@ __device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
 }
 
 // --- Barriers in shared memory (mbarrier), by address.
+
+__device__ __forceinline__ std::uint32_t address_of(const std::uint64_t& barrier) {
+  return shared_address(&barrier);
+}
 
 __device__ __forceinline__ void init_barrier(std::uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
@@ -97,9 +103,6 @@ __device__ __forceinline__ void fence_bulk_copies() {
 
 // --- Launches that overlap (launch.h).
 
-__device__ __forceinline__ void wait_for_predecessor() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
 __device__ __forceinline__ void let_successor_start() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
