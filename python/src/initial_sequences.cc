@@ -38,7 +38,7 @@ void attach(CacheDescriptor& descriptor, nb::handle id, nb::handle data,
   const auto table = to_ints<PageId>(field(data, "kv_page_indices", where), "kv_page_indices");
   const int last_page_len = to_int(field(data, "last_page_len", where), "last_page_len");
   const auto full_pages = std::max<std::int64_t>(static_cast<std::int64_t>(table.size()) - 1, 0);
-  descriptor.attach(to_int64(id, "seq_id"), table,
+  descriptor.attach(to_seq_id(id), table,
                     full_pages * descriptor.pool().page_size() + last_page_len);
   pages.insert(pages.end(), table.begin(), table.end());
 }

@@ -26,7 +26,7 @@ void bind_head_id_generator(nb::module_& m) {
       .def(
           "get_head_id",
           [](const HeadIDGenerator& self, const Int& seq_id, const Int& head_idx) {
-            return self.get_head_id(to_int64(seq_id, "seq_id"), to_int64(head_idx, "head_idx"));
+            return self.get_head_id(to_seq_id(seq_id), to_int64(head_idx, "head_idx"));
           },
           "seq_id"_a, "head_idx"_a,
           "Raises InvalidArgumentError unless 0 <= head_idx < num_kv_heads and the id fits 64 "

@@ -118,7 +118,7 @@ std::int64_t insert(const Cache& self, const Any& descriptor, const Int& seq_id,
             " seconds; expected at least 1e-9, a nanosecond, or None for no limit");
   }
   CacheDescriptor& sequences = to_descriptor(descriptor);
-  const std::int64_t id = to_int64(seq_id, "seq_id");
+  const std::int64_t id = to_seq_id(seq_id);
   const auto list = to_ints<TokenId>(tokens, "tokens");
   const std::string text = to_salt(salt);
   return self.prefixes().insert(sequences, id, list, text, options);
@@ -137,7 +137,7 @@ void attach(const Cache& self, const Any& descriptor, const Int& seq_id, const A
   if (!nb::try_cast(handle, given, false) || given == nullptr) {
     throw_type_error(concat("handle: got ", class_name(handle), "; expected a PrefixHandle"));
   }
-  self.prefixes().attach(to_descriptor(descriptor), to_int64(seq_id, "seq_id"), given->handle);
+  self.prefixes().attach(to_descriptor(descriptor), to_seq_id(seq_id), given->handle);
 }
 
 // What one call takes out of the cache and cannot turn into objects waits for the next call.

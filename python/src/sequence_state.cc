@@ -92,7 +92,7 @@ nb::object from_info(const SequenceStateInfo& info) {
 
 nb::bytes save(const Any& descriptor, const Int& seq_id) {
   const Descriptor& self = to_descriptor(descriptor);
-  const SeqId id = to_int64(seq_id, "seq_id");
+  const SeqId id = to_seq_id(seq_id);
   const std::int64_t num_bytes = sequence_state_info(self.sequences(), id).num_bytes;
   auto bytes = nb::steal<nb::bytes>(PyBytes_FromStringAndSize(nullptr, num_bytes));
   if (!bytes.is_valid()) nb::raise_python_error();
@@ -103,7 +103,7 @@ nb::bytes save(const Any& descriptor, const Int& seq_id) {
 
 void save_file(const Any& descriptor, const Int& seq_id, const Any& path) {
   const Descriptor& self = to_descriptor(descriptor);
-  const SeqId id = to_int64(seq_id, "seq_id");
+  const SeqId id = to_seq_id(seq_id);
   if (is_file_object(path, "write")) {
     FileObjectSink sink(path, *self.reclaimer);
     save_sequence(self.sequences(), id, sink, self.stream());
@@ -115,7 +115,7 @@ void save_file(const Any& descriptor, const Int& seq_id, const Any& path) {
 
 nb::object restore(const Any& descriptor, const Int& seq_id, const Any& state) {
   const Descriptor& self = to_descriptor(descriptor);
-  const SeqId id = to_int64(seq_id, "seq_id");
+  const SeqId id = to_seq_id(seq_id);
   const Stream stream = self.stream();
   if (is_file_object(state, "read")) {
     FileObjectSource source(state, *self.reclaimer);
@@ -179,7 +179,7 @@ void bind_sequence_state(nb::module_& m) {
       "sequence_state_info",
       [](const Any& descriptor, const Int& seq_id) {
         const Descriptor& self = to_descriptor(descriptor);
-        return from_info(sequence_state_info(self.sequences(), to_int64(seq_id, "seq_id")));
+        return from_info(sequence_state_info(self.sequences(), to_seq_id(seq_id)));
       },
       "descriptor"_a.none(), "seq_id"_a.none(),
       nb::sig("def sequence_state_info(descriptor: CacheDescriptor, seq_id: typing.SupportsIndex) "
