@@ -14,6 +14,7 @@
 
 namespace seqattn {
 
+class CacheDescriptor;
 class PagedKVCacheManager;
 
 // What every call of one attention layer has in common.
@@ -112,6 +113,15 @@ class SEQATTN_EXPORT BatchAttention {
   // object, what append_kv refuses is refused here already.
   void plan(const FlashInferPackedData& packed, ListView<std::int32_t> qo_indptr,
             const PlanInputs& inputs = {}, Stream stream = {});
+
+  // plan(sequences.pack_for_flashinfer(seq_ids), qo_indptr, {}, stream), with the same outputs, bit
+  // by bit. Where a device has our own kernel for all rows of the batch (docs/cuda.md), nothing is
+  // packed: page tables stay on the device from plan to plan, a plan sends lengths and what is new
+  // in the tables, O(rows + new pages), and the device works out the rest. Changing a sequence
+  // afterwards does not change the plan. Throws UnknownSequenceError, and InvalidArgumentError for
+  // a descriptor of another pool, too.
+  void plan_sequences(const CacheDescriptor& sequences, SeqIds seq_ids,
+                      ListView<std::int32_t> qo_indptr, Stream stream = {});
 
   // Writes the planned batch's new tokens, as many as its queries; PagedKVCacheManager::append_kv
   // says the rest.

@@ -34,6 +34,9 @@ struct SequenceData {
   std::int64_t compacted_to = 0;
   // The pending tree: of each draft token its parent, -1 for the last token. Empty without one.
   std::vector<std::int32_t> tree_parents = {};
+  // Another number whenever entries of kv_page_indices change or go, not when some come at its end;
+  // no two sequences of a process have the same one. The descriptor's own: `attach` ignores it.
+  std::uint64_t table_version = 0;
 
   // Every position from here up to `length` is held, one a slot, in front of a pending tree.
   std::int64_t kept_from() const noexcept {

@@ -89,6 +89,10 @@ class SEQATTN_EXPORT PagePool {
     return generations_.empty() ? 0 : generations_[static_cast<std::size_t>(page)];
   }
 
+  // Whether callers have dropped references or handed them over (CacheDescriptor::adopt), so that a
+  // page that a sequence holds may be free.
+  bool handled_by_callers() const noexcept { return handled_by_callers_; }
+
   // A number that no other pool of this process has; packed data carries it to tell pools apart.
   std::uint64_t id() const noexcept { return id_; }
 

@@ -97,7 +97,8 @@ class SEQATTN_EXPORT PagedKVCacheManager {
   // element x is stored as x / s; the greatest magnitude over 448 makes use of the whole range.
   // Throws InvalidArgumentError, having changed nothing, unless the cache has KVScaling::kFixed;
   // for another count, a scale beyond 1.18e-38 to 7.59e35 (it is normal, and 448 times it finite),
-  // and while pages are in use, whose tokens were written under the scales before.
+  // and while pages are in use, whose tokens were written under the scales before. On a device wait
+  // for what is enqueued first.
   void set_kv_scales(ListView<float> key_scales, ListView<float> value_scales, int layer = 0);
 
   // Writes the last n_i = append_indptr[i + 1] - append_indptr[i] tokens of every row of `packed`,

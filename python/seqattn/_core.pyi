@@ -124,7 +124,7 @@ class PagedKVCacheManager:
 
     Raises InvalidArgumentError for sizes out of range, UnsupportedError for a device that this build cannot serve, MemoryError.
 
-    On a CUDA device: float16 and bfloat16. With a torch dtype the storage is torch's, counted by its allocator (which raises its own error when memory falls short), and every call works on torch's current stream of the device. Otherwise CuPy stands in for numpy, provided that it is imported before an array is asked for: its current stream (the default stream without it), and its arrays. Calls return before the device is done. Whoever uses several streams has to order them, also when pages that one of them used are reused.
+    On a CUDA device: float16, bfloat16 and float8_e4m3fn. With a torch dtype the storage is torch's, counted by its allocator (which raises its own error when memory falls short), and every call works on torch's current stream of the device. Otherwise CuPy stands in for numpy, provided that it is imported before an array is asked for: its current stream (the default stream without it), and its arrays. Calls return before the device is done. Whoever uses several streams has to order them, also when pages that one of them used are reused.
     """
 
     def __init__(self, num_pages: SupportsIndex, page_size: SupportsIndex, num_heads: SupportsIndex, head_dim: SupportsIndex, dtype: Any, device: Any, kv_layout: str = 'NHD', *, head_dim_v: SupportsIndex | None = None, num_layers: SupportsIndex = 1, kv_scaling: str = 'fixed') -> None: ...
@@ -657,6 +657,13 @@ class BatchAttention:
         Validates the batch and prepares it for every layer.
 
         qo_indptr [batch_size + 1]: row i asks with queries qo_indptr[i] .. qo_indptr[i + 1], the last q_len positions of its kv_len keys: with causal a row may not have more queries than keys, unless it has no keys at all. mask: a list of one bool or uint8 [q_len, kv_len] array a row, or all of them in one flat array; 0 hides the key from the query, on top of causal and window_left. Good until a planned page is freed. Raises InvalidArgumentError, leaving the previous plan in place. Leaves the GIL.
+        """
+
+    def plan_sequences(self, sequences: CacheDescriptor, seq_ids: Iterable[int], qo_indptr: Iterable[int]) -> None:
+        """
+        plan(sequences.pack_for_flashinfer(seq_ids), qo_indptr), with the same outputs, bit by bit.
+
+        On a device that has our own kernel, rows that it serves (docs/cuda.md) have their page tables kept there: the call then sends lengths and what is new in the tables. Changing a sequence afterwards does not change the plan. Raises UnknownSequenceError; InvalidArgumentError as plan does, and for a descriptor of another pool.
         """
 
     def append_kv(self, keys: Any, values: Any, layer: SupportsIndex = 0) -> None:

@@ -81,6 +81,21 @@ void plan(Attention& self, const Any& flashinfer_data, const Ints& qo_indptr_lis
   self.attention->plan(packed.data, qo_indptr, inputs, stream);
 }
 
+// With the GIL: a sequence may not change meanwhile.
+void plan_sequences(Attention& self, const Any& sequences, const Ints& seq_ids,
+                    const Ints& qo_indptr_list) {
+  const Descriptor* given = nullptr;
+  if (!nb::try_cast(sequences, given, false) || given == nullptr) {
+    throw_type_error(
+        concat("sequences: got ", class_name(sequences), "; expected a CacheDescriptor"));
+  }
+  const auto ids = to_seq_ids(seq_ids);
+  const auto qo_indptr = to_ints<std::int32_t>(qo_indptr_list, "qo_indptr");
+  const Stream stream = nb::cast<Manager&>(self.owner).stream();
+  const std::unique_lock lock(self.mutex);
+  self.attention->plan_sequences(given->sequences(), ids, qo_indptr, stream);
+}
+
 Accepts accepted(const Attention& self) {
   return with_float32(nb::cast<Manager&>(self.owner).manager->config().dtype);
 }
@@ -214,6 +229,18 @@ void bind_calls(nb::class_<Attention>& cls) {
           "[q_len, kv_len] array a row, or all of them in one flat array; 0 hides the key from "
           "the query, on top of causal and window_left. Good until a planned page is freed. "
           "Raises InvalidArgumentError, leaving the previous plan in place. Leaves the GIL.")
+      .def(
+          "plan_sequences", &plan_sequences, "sequences"_a.none(), "seq_ids"_a.none(),
+          "qo_indptr"_a.none(),
+          nb::sig("def plan_sequences(self, sequences: CacheDescriptor, seq_ids: "
+                  "collections.abc.Iterable[int], qo_indptr: collections.abc.Iterable[int]) -> "
+                  "None"),
+          "plan(sequences.pack_for_flashinfer(seq_ids), qo_indptr), with the same outputs, bit by "
+          "bit.\n\n"
+          "On a device that has our own kernel, rows that it serves (docs/cuda.md) have their page "
+          "tables kept there: the call then sends lengths and what is new in the tables. Changing "
+          "a sequence afterwards does not change the plan. Raises UnknownSequenceError; "
+          "InvalidArgumentError as plan does, and for a descriptor of another pool.")
       .def("append_kv", &append_kv, "keys"_a.none(), "values"_a.none(), "layer"_a.none() = 0,
            nb::sig("def append_kv(self, keys: typing.Any, values: typing.Any, layer: "
                    "typing.SupportsIndex = 0) -> None"),

@@ -41,40 +41,61 @@ std::vector<TensorView> one_a_layer(const TensorView& all, int num_layers) {
   return views;
 }
 
-std::vector<std::int64_t> cache_shape(const KVCacheConfig& config, int head_dim) {
-  std::vector<std::int64_t> shape{config.num_pages, config.page_size, config.num_heads, head_dim};
+// Of keys or values, and of the scales of their tokens.
+std::vector<std::int64_t> scales_shape(const KVCacheConfig& config) {
+  std::vector<std::int64_t> shape{config.num_pages, config.page_size, config.num_heads};
   if (config.kv_layout == KVLayout::kHND) std::swap(shape[1], shape[2]);
   return shape;
+}
+std::vector<std::int64_t> cache_shape(const KVCacheConfig& config, int head_dim) {
+  std::vector<std::int64_t> shape = scales_shape(config);
+  shape.push_back(head_dim);
+  return shape;
+}
+
+bool has_token_scales(const KVCacheConfig& config) {
+  return config.kv_scaling == KVScaling::kPerToken;
 }
 
 // Throws what a manager of this config would throw, without asking for memory: one over tensors
 // without pages is made.
 void check_config(KVCacheConfig config) {
   config.num_pages = std::min<std::int64_t>(config.num_pages, 0);
-  const auto no_pages = [&](int head_dim) {
-    TensorView view{.dtype = config.dtype, .device = config.device, .rank = 4};
-    std::ranges::copy(cache_shape(config, head_dim), view.shape.begin());
+  const auto no_pages = [&](DType dtype, const std::vector<std::int64_t>& shape) {
+    TensorView view{
+        .dtype = dtype, .device = config.device, .rank = static_cast<int>(shape.size())};
+    std::ranges::copy(shape, view.shape.begin());
     return std::vector(static_cast<std::size_t>(std::max(config.num_layers, 0)), view);
   };
-  PagedKVCacheManager::from_tensors(no_pages(config.head_dim), no_pages(config.head_dim_v), config);
+  std::vector<TensorView> scales;
+  if (has_token_scales(config)) scales = no_pages(DType::kFloat32, scales_shape(config));
+  PagedKVCacheManager::from_tensors(no_pages(config.dtype, cache_shape(config, config.head_dim)),
+                                    no_pages(config.dtype, cache_shape(config, config.head_dim_v)),
+                                    config, scales, scales);
 }
 
 void make_torch_storage(Manager& self, KVCacheConfig config) {
   if (config.head_dim_v == 0) config.head_dim_v = config.head_dim;
   check_config(config);  // before torch is asked for a device that may not be there
-  const auto zeros = [&](int head_dim) {
-    std::vector<std::int64_t> shape = cache_shape(config, head_dim);
+  const auto zeros = [&](DType dtype, std::vector<std::int64_t> shape) {
     if (config.num_layers > 1) shape.insert(shape.begin(), config.num_layers);
-    nb::object tensor = torch_zeros(config.dtype, shape, config.device);
+    nb::object tensor = torch_zeros(dtype, shape, config.device);
     self.imports.push_back(
-        import_array(tensor, "storage", Framework::kTorch, kEveryFloat, Access::kWrite));
+        import_array(tensor, "storage", Framework::kTorch, kEveryCache, Access::kWrite));
     return tensor;
   };
-  self.keys = zeros(config.head_dim);
-  self.values = zeros(config.head_dim_v);
-  self.manager = PagedKVCacheManager::from_tensors(
-      one_a_layer(self.imports[0].view, config.num_layers),
-      one_a_layer(self.imports[1].view, config.num_layers), config);
+  self.keys = zeros(config.dtype, cache_shape(config, config.head_dim));
+  self.values = zeros(config.dtype, cache_shape(config, config.head_dim_v));
+  const auto layers = [&](std::size_t import) {
+    return one_a_layer(self.imports[import].view, config.num_layers);
+  };
+  std::vector<TensorView> scales[2];
+  for (std::size_t i = 0; i < 2 && has_token_scales(config); ++i) {
+    zeros(DType::kFloat32, scales_shape(config));  // the import holds it
+    scales[i] = layers(2 + i);
+  }
+  self.manager =
+      PagedKVCacheManager::from_tensors(layers(0), layers(1), config, scales[0], scales[1]);
 }
 
 // The views of one tensor per layer: of a list of tensors, or of one.

@@ -54,6 +54,16 @@ struct AttentionRow {
   bool needs_mask() const noexcept { return num_masked_keys > 0 || window > 0; }
 };
 
+// A row straight from its sequence, for kernels that keep page tables from plan to plan. A device
+// that has the entries of a table of this version needs none but those behind them.
+struct SequenceRow {
+  std::span<const PageId> pages;
+  std::uint64_t table_version = 0;  // SequenceData
+  std::int64_t kv_len = 0;
+  std::int64_t q_begin = 0;
+  std::int64_t q_len = 0;
+};
+
 struct AttentionPlan {
   std::span<const PageId> page_indices;  // of whoever made the plan
   std::vector<AttentionRow> rows;

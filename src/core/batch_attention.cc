@@ -9,7 +9,9 @@
 #include "batch_plan.h"
 #include "message.h"
 #include "packed_check.h"
+#include "seqattn/cache_descriptor.h"
 #include "seqattn/paged_kv_cache_manager.h"
+#include "sequence_plan.h"
 #include "tensor_check.h"
 
 namespace seqattn {
@@ -95,6 +97,25 @@ void BatchAttention::plan(const FlashInferPackedData& packed, ListView<std::int3
   if (kernel_->replays_appends()) plan_append(manager_->pool(), plan->append_batch());
   kernel_->plan(plan->attention, stream);
   plan_ = std::move(plan);
+}
+
+void BatchAttention::plan_sequences(const CacheDescriptor& sequences, SeqIds seq_ids,
+                                    ListView<std::int32_t> qo_indptr, Stream stream) {
+  const PagePool& pool = manager_->pool();
+  require(&sequences.pool() == &pool,
+          "plan: got a descriptor of another pool; expected one of the manager's");
+  if (kernel_->keeps_tables()) {
+    auto made = make_sequence_plan(shape_of(options_, manager_->config()), capacity_, sequences,
+                                   seq_ids, qo_indptr);
+    if (made.batch) {
+      if (kernel_->replays_appends()) plan_append(pool, made.batch->append_batch());
+      if (kernel_->plan_sequences(made.rows, made.batch->attention.num_q_tokens, stream)) {
+        plan_ = std::move(made.batch);
+        return;
+      }
+    }
+  }
+  plan(sequences.pack_for_flashinfer(seq_ids), qo_indptr, {}, stream);
 }
 
 void BatchAttention::append_kv(const TensorView& keys, const TensorView& values, int layer,

@@ -9,31 +9,37 @@
 #include "tensor_check.h"
 
 namespace seqattn {
-namespace {
 
-void check_capacity(const PlanCapacity& capacity, const FlashInferPackedData& packed,
-                    std::int64_t num_q_tokens) {
+void check_capacity(const PlanCapacity& capacity, std::int64_t num_sequences,
+                    std::int64_t num_q_tokens, std::int64_t num_pages) {
   const auto check = [](const char* name, std::int64_t value, std::int64_t most) {
     require(most == 0 || value <= most, "plan: got a batch of ", value, " ", name,
             "; expected at most ", most, ", the capacity");
   };
-  check("sequences", packed.batch_size(), capacity.max_sequences);
+  check("sequences", num_sequences, capacity.max_sequences);
   check("query tokens", num_q_tokens, capacity.max_q_tokens);
-  check("pages", static_cast<std::int64_t>(packed.kv_page_indices().size()), capacity.max_pages);
+  check("pages", num_pages, capacity.max_pages);
 }
 
-void check_row(std::size_t i, const AttentionRow& row, const AttentionShape& shape,
-               const PlanCapacity& capacity, const FlashInferPackedData& packed) {
-  if (capacity.max_q_len > 0 && row.q_len > capacity.max_q_len) {
-    throw UnsupportedError(concat("plan: row ", i, " has ", row.q_len,
-                                  " queries; expected at most ", capacity.max_q_len,
+void check_q_len(std::size_t row, std::int64_t q_len, std::int64_t kv_len,
+                 const AttentionShape& shape, const PlanCapacity& capacity) {
+  if (capacity.max_q_len > 0 && q_len > capacity.max_q_len) {
+    throw UnsupportedError(concat("plan: row ", row, " has ", q_len, " queries; expected at most ",
+                                  capacity.max_q_len,
                                   ", the capacity's max_q_len: plan longer ones with an object "
                                   "without a capacity"));
   }
-  require(!shape.causal || row.kv_len == 0 || row.q_len <= row.kv_len, "plan: row ", i, " has ",
-          row.q_len, " queries and ", row.kv_len,
+  require(!shape.causal || kv_len == 0 || q_len <= kv_len, "plan: row ", row, " has ", q_len,
+          " queries and ", kv_len,
           " keys; expected no more queries than keys under a causal mask: the keys count the new "
           "tokens, so allocate, then pack, first");
+}
+
+namespace {
+
+void check_row(std::size_t i, const AttentionRow& row, const AttentionShape& shape,
+               const PlanCapacity& capacity, const FlashInferPackedData& packed) {
+  check_q_len(i, row.q_len, row.kv_len, shape, capacity);
   const auto& [windows, trees] = packed.columns();
   require(trees.empty() || static_cast<std::int64_t>(trees[i].size()) <= row.kv_len, "plan: row ",
           i, " has ", row.kv_len, " keys; expected at least the ",
@@ -150,10 +156,12 @@ std::unique_ptr<BatchPlan> make_batch_plan(const PagePool& pool, const Attention
                                            const PlanInputs& inputs) {
   check_packed(pool, packed);
   check_indptr("qo_indptr", qo_indptr, packed.batch_size() + 1, -1);
-  check_capacity(capacity, packed, qo_indptr.back());
+  check_capacity(capacity, packed.batch_size(), qo_indptr.back(),
+                 static_cast<std::int64_t>(packed.kv_page_indices().size()));
   auto plan = std::make_unique<BatchPlan>();
   add_rows(*plan, shape, capacity, packed, qo_indptr);
   plan->packed = packed;
+  plan->is_foreign = packed.pool_id() == 0;
   plan->attention.page_indices = plan->packed.kv_page_indices();
   plan->attention.num_q_tokens = qo_indptr.back();
   if (inputs.mask) add_mask(plan->attention, *inputs.mask);

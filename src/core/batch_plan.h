@@ -15,16 +15,28 @@ namespace seqattn {
 
 // A planned batch: what kernels read, and what the appends of its layers take besides.
 struct BatchPlan {
-  FlashInferPackedData packed;  // holds the page table that `attention` reads
+  // Holds the page table that `attention` reads. Empty for sequences whose tables a device keeps,
+  // but in debug builds, which check it.
+  FlashInferPackedData packed;
   AttentionPlan attention;
+  std::vector<PageId> written_pages;                   // of sequences whose tables a device keeps
   std::vector<AppendRow> append_rows;                  // as many new tokens as queries
   std::vector<std::vector<std::int64_t>> tree_depths;  // of each row; empty without trees
+  bool is_foreign = false;                             // AppendBatch
 
-  bool is_foreign() const noexcept { return packed.pool_id() == 0; }
   AppendBatch append_batch() const noexcept {
-    return {.page_indices = attention.page_indices, .rows = append_rows, .foreign = is_foreign()};
+    return {
+        .page_indices = written_pages.empty() ? attention.page_indices : std::span(written_pages),
+        .rows = append_rows,
+        .foreign = is_foreign};
   }
 };
+
+// Throw what BatchAttention::plan says of the size of a batch, and of a row's queries.
+void check_capacity(const PlanCapacity& capacity, std::int64_t num_sequences,
+                    std::int64_t num_q_tokens, std::int64_t num_pages);
+void check_q_len(std::size_t row, std::int64_t q_len, std::int64_t kv_len,
+                 const AttentionShape& shape, const PlanCapacity& capacity);
 
 // Throws what BatchAttention::plan says. O(pages).
 std::unique_ptr<BatchPlan> make_batch_plan(const PagePool& pool, const AttentionShape& shape,

@@ -101,6 +101,7 @@ void CacheDescriptor::clear() { release(seq_ids()); }
 void CacheDescriptor::share(SeqId seq_id, SequenceData&& data, const char* call) {
   const auto [entry, is_new] = sequences_.try_emplace(seq_id, std::move(data));
   require(is_new, "sequence ", seq_id, " exists; expected a new id: release it first");
+  entry->second.table_version = next_table_version();
   try {
     pool_->ref(entry->second.kv_page_indices, call);
   } catch (...) {
@@ -159,6 +160,7 @@ void CacheDescriptor::adopt(SeqId seq_id, PageIds pages, std::int64_t num_tokens
             " holders", pool_->is_cached(page) ? ", a prefix cache among them" : "",
             "; expected one for each: call ref first, or attach");
   }
+  data.table_version = next_table_version();
   sequences_.insert_or_assign(seq_id, std::move(data));
   pool_->handled_by_callers_ = true;
 }
@@ -177,6 +179,9 @@ void CacheDescriptor::truncate(SeqId seq_id, std::int64_t num_tokens) {
   auto& pages = data.kv_page_indices;
   const std::int64_t num_pages = pages_for(cut.num_slots, page_size);
   pool_->drop(std::span(pages).subspan(static_cast<std::size_t>(num_pages)));
+  if (num_pages < static_cast<std::int64_t>(pages.size())) {
+    data.table_version = next_table_version();
+  }
   pages.erase(pages.begin() + num_pages, pages.end());
   data.last_page_len = last_page_len_for(cut.num_slots, page_size);
   data.length = num_tokens;

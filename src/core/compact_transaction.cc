@@ -97,6 +97,7 @@ void CompactTransaction::commit() noexcept {
   // The pages given up are listed in order of the old table.
   pool_.commit();
   sequence_.kv_page_indices.swap(pages_);
+  sequence_.table_version = next_table_version();
   sequence_.last_page_len = last_page_len_;
 }
 

@@ -109,7 +109,10 @@ GrowTransaction::Turn& GrowTransaction::begin_turn(SeqId seq_id) {
     if (entry == sequences.end()) throw UnknownSequenceError(seq_id);
   }
   SequenceData& sequence = entry->second;
-  if (is_new) sequence.window = descriptor_.window_;
+  if (is_new) {
+    sequence.window = descriptor_.window_;
+    sequence.table_version = next_table_version();
+  }
   return turns_.emplace_back(
       Turn{.sequence = &sequence,
            .old_last_page_len = sequence.last_page_len,
@@ -137,6 +140,7 @@ void GrowTransaction::give_back_dead_pages(Turn& turn) {
   pool_.give_back(drop.pages);
   drop.is_cut_out = true;
   pages.erase(pages.begin() + first, pages.begin() + end);
+  sequence.table_version = next_table_version();
   sequence.dropped_to = position;
   sequence.num_in_front = in_front;
   sequence.num_dropped += (end - first) * page_size;
@@ -182,6 +186,7 @@ void GrowTransaction::give_up_shared_page(Turn& turn) {
   PageId& last_page = turn.sequence->kv_page_indices.back();
   if (last_page == kNoPage || descriptor_.pool().ref_count(last_page) <= 1) return;
   turn.shared_page = last_page;
+  turn.sequence->table_version = next_table_version();
   pool_.drop(std::span(&turn.shared_page, 1));
   last_page = kNoPage;
   add_needed(1);

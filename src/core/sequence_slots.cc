@@ -1,6 +1,7 @@
 #include "sequence_slots.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <string>
 
@@ -19,6 +20,11 @@ SequenceSlots slots_of(const SequenceData& data, int page_size) noexcept {
   const std::int64_t all = num_pages == 0 ? 0 : (num_pages - 1) * page_size + data.last_page_len;
   const auto drafts = static_cast<std::int64_t>(data.tree_parents.size());
   return {.held = all - drafts, .drafts = drafts, .missing = data.length - (all - drafts)};
+}
+
+std::uint64_t next_table_version() noexcept {
+  static std::atomic<std::uint64_t> last = 0;
+  return last.fetch_add(1, std::memory_order_relaxed) + 1;
 }
 
 void check_window(const SlidingWindow& window) {

@@ -24,6 +24,9 @@ struct SequenceSlots {
 };
 SequenceSlots slots_of(const SequenceData& data, int page_size) noexcept;
 
+// A number that was never returned before, for SequenceData::table_version.
+std::uint64_t next_table_version() noexcept;
+
 // Throws InvalidArgumentError for a negative number, one above 2^62, or sinks without a window.
 void check_window(const SlidingWindow& window);
 

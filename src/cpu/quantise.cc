@@ -78,9 +78,7 @@ const Quantisation& quantisation(DType other) {
   return *HWY_DYNAMIC_DISPATCH(find_quantisation)(other);
 }
 
-float token_scale(float largest) {
-  return largest == 0 ? 1.0f : std::max(largest / kMaxFloat8E4M3, 0x1p-126f);
-}
+float token_scale(float largest) { return std::max(largest / kMaxFloat8E4M3, 0x1p-126f); }
 
 }  // namespace seqattn
 #endif

@@ -20,7 +20,8 @@ struct Quantisation {
 const Quantisation& quantisation(DType other);
 
 // The scale of a token's head whose greatest magnitude is this: 448, the greatest number of 8 bits,
-// stands for it. Never so small that its reciprocal were infinite.
+// stands for it. Never so small that its reciprocal were infinite; for zeros it is that least one,
+// so that a token that adds nothing does not count among those that do.
 float token_scale(float largest);
 
 }  // namespace seqattn

@@ -92,7 +92,7 @@ std::vector<float> AttentionCase::token_scales(const std::vector<double>& elemen
     for (std::size_t d = 0; d < width; ++d) {
       largest = std::max(largest, std::abs(static_cast<float>(elements[i * width + d])));
     }
-    scales[i] = largest == 0 ? 1.0f : largest / kMaxFloat8E4M3;
+    scales[i] = largest == 0 ? 0x1p-126f : largest / kMaxFloat8E4M3;
   }
   return scales;
 }

@@ -47,7 +47,7 @@ AttentionCase device_case(AttentionCase c, Device) {
   return c;
 }
 
-double weight_rounding(Device, DType) { return epsilon(DType::kBFloat16); }
+double weight_rounding(Device, const AttentionCase&) { return epsilon(DType::kBFloat16); }
 
 ForcedPath::ForcedPath(const std::string& name) : was_set_(!name.empty()) {
   for (const BFloat16Unit* const unit : bfloat16_units()) {

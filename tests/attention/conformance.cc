@@ -93,7 +93,7 @@ CallTensors attend(const AttentionCase& c, const std::vector<ref::Row>& rows,
 void expect_reference(const AttentionCase& c, const std::vector<ref::Row>& rows,
                       const CallTensors& tensors) {
   const std::vector<double> out = tensors.out.read(), lse = tensors.lse.read();
-  const double rounding = weight_rounding(tensors.out.view().device, c.kv_dtype);
+  const double rounding = weight_rounding(tensors.out.view().device, c);
   const auto dim = static_cast<std::size_t>(c.dim_v());
   std::size_t first_query = 0;  // of the row, times heads
   for (std::size_t i = 0; i < rows.size(); ++i) {

@@ -14,7 +14,7 @@ constexpr const char* kTargetVariable = "SEQATTN_CPU_TARGET";
 std::vector<Device> test_devices() { return {cpu()}; }
 
 AttentionCase device_case(AttentionCase c, Device) { return c; }
-double weight_rounding(Device, DType) { return 0; }
+double weight_rounding(Device, const AttentionCase&) { return 0; }
 
 ForcedPath::ForcedPath(const std::string& name) {
   const char* before = std::getenv(kTargetVariable);

@@ -29,7 +29,7 @@ std::int64_t gap_unit(Device device);
 const char* why_hidden_nan_is_seen(Device device);
 
 // How far a device rounds the weights of the softmax, relative to one: 0 where it does not.
-double weight_rounding(Device device, DType kv_dtype);
+double weight_rounding(Device device, const AttentionCase& attention_case);
 
 // Memory on a device, of exactly so many bytes: what is read beyond them, sanitizers see.
 class DeviceMemory {

@@ -78,7 +78,11 @@ void LivingSequences::step(const std::vector<Request>& requests, double mask_den
   }
   PlanInputs inputs;
   if (mask_density >= 0) inputs.mask = mask;
-  attention_->plan(descriptor_->pack_for_flashinfer(ids), indptr, inputs);
+  if (inputs.mask || random_() % 2 == 0) {
+    attention_->plan(descriptor_->pack_for_flashinfer(ids), indptr, inputs);
+  } else {
+    attention_->plan_sequences(*descriptor_, ids, indptr);
+  }
   for (int layer = 0; layer < kLayers; ++layer) {
     append(requests, layer);
     if (!attends) continue;
@@ -215,7 +219,8 @@ void LivingSequences::release(SeqId id) {
 std::vector<AttentionCase> living_cases() {
   std::vector<AttentionCase> cases;
   for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
-    for (const int page_size : {1, 4, 7}) {
+    for (const int page_size : {1, 4, 7, 16}) {
+      if (page_size == 16 && dtype == DType::kFloat32) continue;
       AttentionCase c;
       c.name = std::string(to_string(dtype)) + "_" + std::to_string(page_size);
       c.kv_dtype = dtype;
@@ -225,7 +230,7 @@ std::vector<AttentionCase> living_cases() {
       c.head_dim = 16;
       c.head_dim_v = 9;
       cases.push_back(c);
-      if (dtype == DType::kBFloat16 || page_size == 1) continue;
+      if ((dtype == DType::kBFloat16) != (page_size == 16) || page_size == 1) continue;
       // Of 8 bits, with either kind of scales.
       c.kv_dtype = DType::kFloat8E4M3;
       for (const KVScaling scaling : {KVScaling::kFixed, KVScaling::kPerToken}) {

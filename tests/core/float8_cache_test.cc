@@ -77,7 +77,7 @@ std::vector<float> stored(const HostTensor& tensor, int dim, const std::vector<f
     float* const first = values.data() + row * static_cast<std::size_t>(dim);
     float largest = 0;
     for (int d = 0; d < dim; ++d) largest = std::max(largest, std::abs(first[d]));
-    const float made = largest == 0 ? 1 : largest / 448;
+    const float made = largest == 0 ? 0x1p-126f : largest / 448;
     const float scale = fixed.empty() ? made : fixed[row % kHeads % fixed.size()];
     for (int d = 0; d < dim; ++d) {
       first[d] = from_float8_e4m3(to_float8_e4m3(first[d] * (1 / scale))) * scale;

@@ -49,6 +49,7 @@ class Layer:
         self.attention = seqattn.BatchAttention(self.manager, heads * group, **options)
         self.causal = options.get("causal", True)
         self.held: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.num_plans = 0
 
     def random(self, num_tokens: int, heads: int):
         values = torch.from_numpy(self.rng.standard_normal((num_tokens, heads, self.head_dim), np.float32))
@@ -62,7 +63,12 @@ class Layer:
         """Grows and plans; returns the keys, values and q of the new tokens, for the caller to bring in."""
         self.descriptor.allocate(list(batch), list(batch.values()))
         indptr = np.cumsum([0, *batch.values()])
-        self.attention.plan(self.descriptor.pack_for_flashinfer(list(batch)), indptr)
+        # Straight from the sequences, whose tables may stay on the device, and packed, by turns.
+        self.num_plans += 1
+        if self.num_plans % 4:
+            self.attention.plan_sequences(self.descriptor, list(batch), indptr)
+        else:
+            self.attention.plan(self.descriptor.pack_for_flashinfer(list(batch)), indptr)
         total = int(indptr[-1])
         keys, values = self.random(total, self.heads), self.random(total, self.heads)
         new_keys, new_values = on_host(keys), on_host(values)

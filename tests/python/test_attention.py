@@ -15,6 +15,7 @@ from support import (
     tolerance,
 )
 
+import seqattn
 from seqattn import BatchAttention, CacheDescriptor, InvalidArgumentError, merge_states
 
 # (tokens before, new tokens) of each row: prefill, chunked prefill, decode, nothing new, empty.
@@ -181,6 +182,27 @@ def test_the_plan_appends_as_many_tokens_as_it_has_queries(rng):
     keys, values = manager.read_kv(descriptor.pages(1), 0, 5)
     np.testing.assert_array_equal(keys, tokens[:5])
     np.testing.assert_array_equal(values, tokens[:5] + 1)
+
+
+def test_sequences_are_planned_without_packing(rng):
+    manager = seqattn.PagedKVCacheManager(16, 4, 2, 8, "float32", "cpu")
+    sequences = seqattn.CacheDescriptor(manager)
+    sequences.allocate([1, 2], [5, 9])
+    for cache in (manager.key_cache, manager.value_cache):
+        cache[...] = rng.standard_normal(cache.shape, np.float32)
+    q = rng.standard_normal((3, 4, 8), np.float32)
+    attention = seqattn.BatchAttention(manager, 4)
+    attention.plan(sequences.pack_for_flashinfer([1, 2]), [0, 1, 3])
+    expected = attention.run(q)
+    attention.plan_sequences(sequences, [1, 2], [0, 1, 3])
+    np.testing.assert_array_equal(attention.run(q), expected)
+    with pytest.raises(seqattn.UnknownSequenceError):
+        attention.plan_sequences(sequences, [1, 7], [0, 1, 3])
+    with pytest.raises(seqattn.InvalidArgumentError, match="descriptor of another pool"):
+        attention.plan_sequences(seqattn.CacheDescriptor(seqattn.PagePool(4, 4)), [], [0])
+    with pytest.raises(TypeError, match="sequences: got int; expected a CacheDescriptor"):
+        attention.plan_sequences(3, [], [0])
+    np.testing.assert_array_equal(attention.run(q), expected)
 
 
 def test_calls_without_a_plan_are_refused():

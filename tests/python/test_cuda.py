@@ -55,6 +55,38 @@ def test_original_quick_start(rng):
         np.testing.assert_allclose(on_host(out[rows]), expected, rtol=0, atol=2 * tolerance("float16", 150, 128, 5))
 
 
+@pytest.mark.parametrize("scaling", ["fixed", "per_token"])
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_a_cache_of_8_bits_is_that_of_a_cpu(dtype, scaling, rng):
+    keys, values, q = rng.standard_normal((3, 70, 8, 64), np.float32)
+    outs, caches = [], []
+    for device in ("cpu", DEVICE):
+        manager = PagedKVCacheManager(16, 16, 2, 64, torch.float8_e4m3fn, device, kv_scaling=scaling)
+        if scaling == "fixed":
+            manager.set_kv_scales([0.01, 0.02], 0.015)
+        descriptor = CacheDescriptor(manager)
+        descriptor.allocate([1, 2], [40, 30])
+        attention = BatchAttention(manager, 8)
+        results = []
+        # A prompt, then a token of each: FlashInfer's kernels, and our own where there is one.
+        for begin, lengths in ((0, [30, 38]), (68, [1, 1])):
+            tokens = slice(begin, begin + sum(lengths))
+            if begin == 0:
+                descriptor.truncate(1, 30)
+                descriptor.allocate([2], [8])
+            else:
+                descriptor.allocate_decoding([1, 2])
+            attention.plan_sequences(descriptor, [1, 2], [0, lengths[0], sum(lengths)])
+            k, v, x = (torch.from_numpy(a[tokens]).to(device, DTYPES[dtype]) for a in (keys, values, q))
+            attention.append_kv(k[:, :2].contiguous(), v[:, :2].contiguous())
+            results.append(on_host(attention.run(x)).astype(np.float32))
+        outs.append(np.concatenate(results))
+        caches.append([on_host(a.view(torch.uint8)) for a in (manager.key_cache, manager.value_cache)])
+    for on_cpu, on_gpu in zip(*caches, strict=True):
+        np.testing.assert_array_equal(on_gpu, on_cpu)
+    np.testing.assert_allclose(outs[1], outs[0], rtol=0, atol=0.05 if dtype == "bfloat16" else 0.01)
+
+
 @pytest.mark.parametrize("layout", ["NHD", "HND"])
 @pytest.mark.parametrize("dtype", list(DTYPES))
 @pytest.mark.parametrize("heads,group,head_dim", [(2, 4, 64), (1, 9, 128), (3, 1, 256)])
