@@ -1,6 +1,7 @@
 #include "attention_schedule.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <limits>
 #include <span>
@@ -8,6 +9,7 @@
 #include "decode/decode_items.h"
 #include "message.h"
 #include "seqattn/error.h"
+#include "table_keeper.h"
 
 namespace seqattn {
 namespace {
@@ -52,11 +54,16 @@ ScheduleCounts count(const ScheduleOptions& options, const AttentionPlan& plan) 
   for (const AttentionRow& row : plan.rows) {
     const std::int64_t query_rows = row.q_len * shape.group_size();
     const std::int64_t fa2_tiles = ceil_div(query_rows, largest_tile_rows(shape));
-    switch (path_of(options, row)) {
+    const RowPath path = path_of(options, row);
+    if (has_scales(shape.kv_dtype) && reads_wide_pages(path)) {
+      counts.wide_pages += ceil_div(row.kv_len, shape.page_size);
+    }
+    switch (path) {
       case RowPath::kNone:
         break;
       case RowPath::kDecode:
         counts.decode_items += decode_items(shape, row);
+        counts.decode_rows = std::max(counts.decode_rows, query_rows);
         break;
       case RowPath::kSmall: {
         const int tile = std::min(small_tile(shape, query_rows), kNumTiles - 1);
@@ -95,16 +102,20 @@ ScheduleCounts largest_counts(const ScheduleOptions& options) {
   const AttentionShape& shape = options.shape;
   const std::int64_t group = shape.group_size();
   const std::int64_t longest =
-      capacity.max_q_len > 0 ? capacity.max_q_len : largest_tile_rows(shape) / group;
+      capacity.max_q_len > 0 ? capacity.max_q_len : most_captured_queries(options);
   const std::int64_t most_keys = capacity.max_pages * shape.page_size;
   const std::int64_t chunks = most_chunks(shape, capacity.max_sequences, most_keys);
   ScheduleCounts counts;
   counts.rows = capacity.max_sequences;
   counts.pages = capacity.max_pages;
-  if (options.has_decode) {
+  if (options.has_decode()) {
+    counts.decode_rows = std::min<std::int64_t>(longest * group, options.decode_rows);
     counts.decode_items = decode::most_items(
-        capacity.max_sequences, ceil_div(most_keys, decode::kTileTokens), shape.num_kv_heads);
-    if (longest * group <= decode::kMaxQueryRows) return counts;  // no row is small
+        capacity.max_sequences, ceil_div(most_keys, decode::kTileTokens), item_rule_of(shape));
+    if (longest * group <= options.decode_rows) {  // no row is small
+      counts.pages = TableKeeper::room_for(capacity.max_sequences, capacity.max_pages);
+      return counts;
+    }
   }
   counts.small_tokens = capacity.max_q_tokens;
   for (int tile = 0; tile < kNumTiles; ++tile) {
@@ -139,6 +150,7 @@ ScheduleLayout lay_out(const ScheduleCounts& size) {
   layout.totals = take(layout, kNumTotals);
   layout.page_indptr = take(layout, size.rows + 1);
   layout.last_page_len = take(layout, size.rows);
+  layout.kv_len = take(layout, size.decode_items > 0 ? size.rows : 0);
   layout.q_indptr = take(layout, size.rows + 1);
   layout.q_position = take(layout, size.rows);
   layout.out_begin = take(layout, size.rows);
@@ -157,6 +169,8 @@ ScheduleLayout lay_out(const ScheduleCounts& size) {
   }
   layout.fa3_tiles = take(layout, size.fa3_tiles, sizeof(Fa3Tile));
   layout.mask_bits = take(layout, size.mask_bytes, 1);
+  layout.wide_sources = take(layout, size.wide_pages);
+  layout.wide_indices = take(layout, size.wide_pages > 0 ? size.pages : 0);
   layout.page_indices = take(layout, size.pages);
   return layout;
 }
@@ -173,7 +187,10 @@ void check_limits(const ScheduleOptions& options, const AttentionPlan& plan,
   };
   check("query tokens x num_qo_heads x head_dim", plan.num_q_tokens * token_elements, kMaxUint32);
   check("partial results x num_qo_heads x head_dim", counts.partials * token_elements, kMaxUint32);
-  check("pages x page_size", counts.pages * shape.page_size, kMaxUint32);
+  const std::int64_t pages = options.fixed_size() ? options.capacity.max_pages : counts.pages;
+  check("pages x page_size", pages * shape.page_size, kMaxUint32);
+  check("the entries of page tables, with room to grow,", counts.pages,
+        std::numeric_limits<std::int32_t>::max());
   check("the size of the masks in bytes", counts.mask_bytes,
         std::numeric_limits<std::int32_t>::max());
 }
@@ -185,24 +202,60 @@ void check_capacity(const ScheduleOptions& options, const AttentionPlan& plan) {
         "masks, which windows and trees become, are not part of a captured graph: plan them with "
         "an object without a capacity");
   }
-  const AttentionShape& shape = options.shape;
+  const std::int64_t most = most_captured_queries(options);
   for (std::size_t i = 0; i < plan.rows.size(); ++i) {
     const std::int64_t q_len = plan.rows[i].q_len;
-    if (small_tile(shape, q_len * shape.group_size()) < kNumTiles) continue;
+    if (q_len <= most) continue;
     throw UnsupportedError(concat("plan: row ", i, " has ", q_len, " queries; with a capacity a ",
-                                  "device takes up to ",
-                                  largest_tile_rows(shape) / shape.group_size(),
+                                  "device takes up to ", most,
                                   ": plan longer ones with an object without a capacity"));
   }
 }
 
 }  // namespace
 
+std::int64_t most_captured_queries(const ScheduleOptions& options) {
+  const AttentionShape& shape = options.shape;
+  // Pages of 8 bits are not widened in a captured graph.
+  const int most_rows = has_scales(shape.kv_dtype) ? options.decode_rows : largest_tile_rows(shape);
+  return most_rows / shape.group_size();
+}
+
+decode::ItemRule item_rule_of(const AttentionShape& shape) {
+  return {shape.num_kv_heads, has_scales(shape.kv_dtype)};
+}
+
+bool keeps_sequences(const ScheduleOptions& options) {
+  return options.has_decode() &&
+         (!options.fixed_size() || largest_counts(options).small_tokens == 0);
+}
+
+Schedule kept_schedule(const ScheduleOptions& options, const KeptBatch& batch) {
+  Schedule schedule;
+  schedule.counts.rows = batch.num_rows;
+  schedule.num_q_tokens = batch.num_q_tokens;
+  ScheduleCounts size;
+  if (options.fixed_size()) {
+    size = largest_counts(options);
+  } else {
+    constexpr std::uint64_t kFewRows = 64;
+    size.rows = static_cast<std::int64_t>(
+        std::bit_ceil(std::max(static_cast<std::uint64_t>(batch.num_rows), kFewRows)));
+    size.pages = batch.table_room;
+    size.decode_rows = batch.max_q_len * options.shape.group_size();
+    size.decode_items = static_cast<std::int64_t>(
+        std::bit_ceil(std::max(static_cast<std::uint64_t>(batch.num_items), kFewRows)));
+  }
+  schedule.counts.decode_items = size.decode_items;
+  schedule.layout = lay_out(size);
+  return schedule;
+}
+
 std::int64_t decode_items(const AttentionShape& shape, const AttentionRow& row) {
   const decode::Tiles tiles =
       decode::visible_tiles(static_cast<int>(row.kv_len), static_cast<int>(row.q_len),
                             std::min(shape.window_left, decode::kMaxKeys));
-  return decode::num_items(tiles.count, shape.num_kv_heads);
+  return decode::num_items(tiles.count, item_rule_of(shape));
 }
 
 Schedule measure_schedule(const ScheduleOptions& options, const AttentionPlan& plan) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "attention_plan.h"
+#include "decode/decode_items.h"
 #include "fa3_tile.h"
 #include "row_policy.h"
 #include "seqattn/batch_attention.h"
@@ -23,6 +24,8 @@ struct ScheduleCounts {
   std::array<std::array<std::int64_t, kNumTiles>, 2> small_blocks = {};
   std::int64_t partials = 0;                   // (query token, chunk) pairs of small rows
   std::int64_t decode_items = 0;               // of rows of our own kernel, a KV head
+  std::int64_t decode_rows = 0;                // query rows of the one that has most of them
+  std::int64_t wide_pages = 0;                 // of 8 bits, that other kernels read
   std::array<std::int64_t, 2> fa2_tiles = {};  // of large rows, by whether they have a mask
   std::int64_t fa3_as_fa2 = 0;                 // of fa3 rows, were FA2 to serve them
   std::int64_t fa3_tiles = 0;                  // a head
@@ -38,7 +41,9 @@ struct ScheduleLayout {
     std::size_t row, q_tile, kv_chunk, chunk_size, is_valid;
   };
   std::size_t totals;  // int32 [kNumTotals], for kernels whose launch is fixed
-  std::size_t page_indices, page_indptr, last_page_len, q_indptr;  // as in Fa2Batch
+  // As in Fa2Batch; in tables that are kept page_indptr is where a row's pages begin, and no more.
+  std::size_t page_indices, page_indptr, last_page_len, q_indptr;
+  std::size_t kv_len;                                  // [rows], of decode::Batch
   std::size_t q_position;                              // [rows]: position of the first query
   std::size_t out_begin;                               // [rows]: see Fa2Batch
   std::size_t item_indptr;                             // [rows + 1], of decode::Batch
@@ -48,7 +53,11 @@ struct ScheduleLayout {
   std::array<Blocks, 2> large;         // likewise; behind those without a mask, those of fa3 rows
   std::size_t fa3_tiles;               // Fa3Tile [fa3_tiles]
   std::size_t mask_bits, mask_indptr;  // of rows with a mask
-  std::size_t bytes = 0;               // of it all; page_indices are the last
+  // A cache of 8 bits is read as it is by decode alone. For others its pages are widened, in the
+  // order of a list: wide_sources [wide_pages] are those pages, and wide_indices [pages], in the
+  // place of page_indices, where they stand in the list.
+  std::size_t wide_sources, wide_indices;
+  std::size_t bytes = 0;  // of it all; page_indices are the last
 };
 
 enum Total { kTotalRows, kTotalTokens, kTotalSmallTokens, kNumTotals };
@@ -68,12 +77,33 @@ struct Schedule {
   }
 };
 
+// The longest row that a batch with a capacity may have.
+std::int64_t most_captured_queries(const ScheduleOptions& options);
+
 // The items of a row of RowPath::kDecode, a KV head.
 std::int64_t decode_items(const AttentionShape& shape, const AttentionRow& row);
 
 // Counts and lays out. Throws UnsupportedError for a batch that the kernels' 32-bit indices do not
 // hold or, with a capacity, for a row that is neither small nor of decode, or for a mask.
 Schedule measure_schedule(const ScheduleOptions& options, const AttentionPlan& plan);
+
+// Whether a device keeps tables of sequences: it has decode, and a capacity, if any, leaves no room
+// for rows of another path.
+bool keeps_sequences(const ScheduleOptions& options);
+
+// A batch of sequences whose tables are kept.
+struct KeptBatch {
+  std::int64_t num_rows = 0;
+  std::int64_t num_q_tokens = 0;
+  // Where there is no capacity: the items of all rows, a KV head, and the most queries of a row.
+  std::int64_t num_items = 0, max_q_len = 0;
+  std::int64_t table_room = 0;  // entries of page tables, where there is no capacity
+};
+// The schedule of such a batch, in which every size has room for more, so that the next one's is
+// the same most of the time. The device counts the items; decode_items is what they may be at most.
+Schedule kept_schedule(const ScheduleOptions& options, const KeptBatch& batch);
+
+decode::ItemRule item_rule_of(const AttentionShape& shape);
 
 // Writes every array of the layout into `memory`, aligned to 16 bytes. Cannot fail.
 void write_schedule(const ScheduleOptions& options, const AttentionPlan& plan,

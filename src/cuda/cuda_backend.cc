@@ -15,6 +15,7 @@
 #include "device_memory.h"
 #include "merge_kernels.h"
 #include "message.h"
+#include "page_kernels.h"
 #include "seqattn/error.h"
 #include "token_kernels.h"
 
@@ -43,6 +44,15 @@ bool holds(const Plane& keys, const Plane& values) {
          offset + values.head_dim * size_of(values.dtype) <= keys.head_dim * size_of(keys.dtype) &&
          keys.page_stride == values.page_stride && keys.token_stride == values.token_stride &&
          keys.head_stride == values.head_stride;
+}
+
+// The planes, and behind them the scales of those whose scales follow tokens.
+std::vector<Plane> with_scale_planes(std::span<const Plane> planes) {
+  std::vector<Plane> all(planes.begin(), planes.end());
+  for (const Plane& plane : planes) {
+    if (plane.scales.per_token) all.push_back(plane.scale_plane());
+  }
+  return all;
 }
 
 class CudaBackend final : public Backend {
@@ -102,9 +112,10 @@ class CudaBackend final : public Backend {
 };
 
 void CudaBackend::check_supported(const KVCacheConfig& config) const {
-  if (size_of(config.dtype) != 2) {
-    throw UnsupportedError(concat("dtype ", to_string(config.dtype),
-                                  " on a CUDA device; supported are float16 and bfloat16"));
+  if (config.dtype == DType::kFloat32) {
+    throw UnsupportedError(
+        concat("dtype ", to_string(config.dtype),
+               " on a CUDA device; supported are float16, bfloat16 and float8_e4m3fn"));
   }
   for (const int head_dim : {config.head_dim, config.head_dim_v}) {
     if (head_dim % 8 == 0) continue;
@@ -194,10 +205,11 @@ void CudaBackend::exchange_tokens(std::span<const Plane> planes,
 
 void CudaBackend::copy_pages(std::span<const Plane> planes, std::span<const PageCopy> copies,
                              Stream stream) {
-  const std::size_t plane_bytes = planes.size_bytes();
+  const std::vector<Plane> all = with_scale_planes(planes);
+  const std::size_t plane_bytes = all.size() * sizeof(Plane);
   const bool at_once = are_independent(copies);
   const auto write = [&](std::byte* host) {
-    std::memcpy(host, planes.data(), plane_bytes);
+    std::memcpy(host, all.data(), plane_bytes);
     std::memcpy(host + plane_bytes, copies.data(), copies.size_bytes());
   };
   with_upload("copy_pages", plane_bytes + copies.size_bytes(), stream_of(stream), write,
@@ -205,7 +217,7 @@ void CudaBackend::copy_pages(std::span<const Plane> planes, std::span<const Page
                 const PageList list{
                     .planes = reinterpret_cast<const Plane*>(device),
                     .copies = reinterpret_cast<const PageCopy*>(device + plane_bytes),
-                    .num_planes = static_cast<std::int64_t>(planes.size()),
+                    .num_planes = static_cast<std::int64_t>(all.size()),
                     .num_copies = static_cast<std::int64_t>(copies.size()),
                     .at_once = at_once};
                 launch_copy_pages(list, planes[0], stream_of(stream));
@@ -218,6 +230,7 @@ void CudaBackend::move_tokens(std::span<const Plane> planes, std::span<const Tok
   for (std::size_t i = 0; i < planes.size(); ++i) {
     if (i % 2 == 0 || !holds(planes[i - 1], planes[i])) apart.push_back(planes[i]);
   }
+  apart = with_scale_planes(apart);
   const std::size_t plane_bytes = apart.size() * sizeof(Plane);
   const auto write = [&](std::byte* host) {
     std::memcpy(host, apart.data(), plane_bytes);

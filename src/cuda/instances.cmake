@@ -2,8 +2,9 @@
 # <plain|general>. From this list come the sources, the tables that dispatch and the text of
 # UnsupportedError. General kernels take a window and a soft cap at run time. FA2 needs a general
 # instance for custom masks of every dtype and head_dim; FA3 is an addition for long queries on sm_90a,
-# with masks none and causal. head_dim is 64, 128 or 256. Lines "decode <dtype> <head_dim>" are our own
-# kernel for short queries on sm_90a, an addition too.
+# with masks none and causal. head_dim is 64, 128 or 256. Lines "decode <dtype of queries> <dtype of the
+# cache> <head_dim> <8|16 query rows>" are our own kernel for short queries on sm_90a, an addition too. A cache of 8 bits
+# takes the instances of the type of its queries: pages that decode does not read are widened first.
 set(SEQATTN_CUDA_INSTANCES)
 foreach(dtype float16 bfloat16)
   foreach(head_dim 64 128 256)
@@ -16,7 +17,12 @@ foreach(dtype float16 bfloat16)
       "fa3 ${dtype} ${head_dim} causal plain"
       "fa3 ${dtype} ${head_dim} causal general"
       "fa3 ${dtype} ${head_dim} none plain"
-      "decode ${dtype} ${head_dim}")
+      "decode ${dtype} ${dtype} ${head_dim} 8"
+      "decode ${dtype} float8_e4m3fn ${head_dim} 8")
+    # Of 16 bits FA2 is faster for so many rows; of head_dim 256 the accumulators would not fit the registers.
+    if(NOT head_dim EQUAL 256)
+      list(APPEND SEQATTN_CUDA_INSTANCES "decode ${dtype} float8_e4m3fn ${head_dim} 16")
+    endif()
   endforeach()
 endforeach()
 
@@ -25,10 +31,12 @@ set(fa2_type_of_float16 half)
 set(fa2_type_of_bfloat16 nv_bfloat16)
 set(decode_type_of_float16 __half)
 set(decode_type_of_bfloat16 __nv_bfloat16)
+set(decode_type_of_float8_e4m3fn Float8)
 set(fa3_type_of_float16 cutlass::half_t)
 set(fa3_type_of_bfloat16 cutlass::bfloat16_t)
 set(dtype_name_of_float16 kFloat16)
 set(dtype_name_of_bfloat16 kBFloat16)
+set(dtype_name_of_float8_e4m3fn kFloat8E4M3)
 set(mask_name_of_none kNone)
 set(mask_name_of_causal kCausal)
 set(mask_name_of_custom kCustom)
@@ -47,7 +55,12 @@ function(seqattn_generate_instances folder with_sm90a fa2_variable fa3_variable 
   set(groups)
   foreach(line IN LISTS SEQATTN_CUDA_INSTANCES)
     separate_arguments(words UNIX_COMMAND "${line}")
-    list(POP_FRONT words kind dtype head_dim mask form)
+    list(POP_FRONT words kind dtype)
+    set(q_dtype ${dtype})
+    if(kind STREQUAL "decode")
+      list(POP_FRONT words dtype)
+    endif()
+    list(POP_FRONT words head_dim mask form)
     if(NOT head_dim MATCHES "^(64|128|256)$") # FlashInfer's FA2 compiles for 96, and then reads astray
       message(FATAL_ERROR "instances.cmake: got head_dim ${head_dim} in \"${line}\"; expected 64, 128 or 256")
     endif()
@@ -63,8 +76,11 @@ function(seqattn_generate_instances folder with_sm90a fa2_variable fa3_variable 
       string(APPEND fa2_entries "      &${instance},\n")
     elseif(kind STREQUAL "decode")
       if(with_sm90a)
-        set(instance decode_${dtype}_${head_dim})
-        set(decode_type ${decode_type_of_${dtype}})
+        set(instance decode_${q_dtype}_${dtype}_${head_dim}_${mask})
+        math(EXPR row_blocks "${mask} / 8") # the word behind head_dim
+        set(decode_q_type ${decode_type_of_${q_dtype}})
+        set(decode_kv_type ${decode_type_of_${dtype}})
+        set(q_dtype_name ${dtype_name_of_${q_dtype}})
         configure_file(templates/decode_instance.cu.in ${folder}/${instance}.cu @ONLY)
         list(APPEND decode_sources ${folder}/${instance}.cu)
         string(APPEND decode_declarations "extern const Instance ${instance};\n")

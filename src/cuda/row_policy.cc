@@ -57,8 +57,8 @@ int fa3_tile_rows(const AttentionShape& shape) { return shape.head_dim == 64 ? 1
 RowPath path_of(const ScheduleOptions& options, const AttentionRow& row) {
   const AttentionShape& shape = options.shape;
   if (row.q_len == 0) return RowPath::kNone;
-  if (options.has_decode && !row.needs_mask() && row.kv_len <= decode::kMaxKeys &&
-      row.q_len * shape.group_size() <= decode::kMaxQueryRows) {
+  if (!row.needs_mask() && row.kv_len <= decode::kMaxKeys &&
+      row.q_len * shape.group_size() <= options.decode_rows) {
     return RowPath::kDecode;
   }
   if (row.kv_len == 0) return RowPath::kSmall;  // of no blocks: the merge writes zeros

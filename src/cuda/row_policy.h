@@ -16,15 +16,16 @@ inline constexpr std::array<int, kNumTiles> kTileRows = {16, 64, 128};
 
 struct ScheduleOptions {
   AttentionShape shape;
-  bool has_fa3 = false;     // on this device, in this build, for this shape
-  bool has_decode = false;  // likewise
-  PlanCapacity capacity;    // where there is one: sizes are those of the largest batch
+  bool has_fa3 = false;   // on this device, in this build, for this shape
+  int decode_rows = 0;    // query rows that decode takes there; 0: there is none
+  PlanCapacity capacity;  // where there is one: sizes are those of the largest batch
+  bool has_decode() const noexcept { return decode_rows > 0; }
   bool fixed_size() const noexcept { return static_cast<bool>(capacity); }
 };
 
 enum class RowPath {
   kNone,  // no queries
-  // Our own kernel, where the device has it: the query rows fit its 8, and there is no mask. It
+  // Our own kernel, where the device has it: it takes so many query rows, and there is no mask. It
   // splits keys and merges them by itself, and writes outputs in place.
   kDecode,
   // The query rows (tokens times group) fit one FA2 tile: one thread block for each KV head and
@@ -37,6 +38,11 @@ enum class RowPath {
 };
 
 RowPath path_of(const ScheduleOptions& options, const AttentionRow& row);
+
+// Whether kernels of the path take pages of 16 bits only.
+constexpr bool reads_wide_pages(RowPath path) {
+  return path != RowPath::kNone && path != RowPath::kDecode;
+}
 
 // Query rows of the largest FA2 tile: 64 for head_dim 256, else 128.
 int largest_tile_rows(const AttentionShape& shape);

@@ -42,6 +42,7 @@ class Writer {
   void write_small(std::size_t i);
   void write_large(std::size_t i, std::int64_t& next_block) const;
   void write_mask(const AttentionRow& row, std::uint8_t* bits) const;
+  void write_wide_pages(const AttentionRow& row);
   void pad_rows();
 
   void put_block(const ScheduleLayout::Blocks& blocks, std::int64_t at, std::size_t row,
@@ -62,6 +63,7 @@ class Writer {
   std::int64_t num_small_tokens_ = 0;
   std::int64_t num_partials_ = 0;
   std::int64_t num_decode_items_ = 0;
+  std::int64_t num_wide_pages_ = 0;
 };
 
 void Writer::write_tables() {
@@ -71,12 +73,18 @@ void Writer::write_tables() {
     ints(layout_.page_indptr)[i] = static_cast<std::int32_t>(row.page_begin);
     ints(layout_.last_page_len)[i] =
         static_cast<std::int32_t>(row.kv_len == 0 ? 0 : (row.kv_len - 1) % shape_.page_size + 1);
+    if (layout_.size.decode_items > 0) {
+      ints(layout_.kv_len)[i] = static_cast<std::int32_t>(row.kv_len);
+    }
     ints(layout_.q_indptr)[i] = static_cast<std::int32_t>(row.q_begin);
     ints(layout_.q_position)[i] = static_cast<std::int32_t>(row.kv_len - row.q_len);
   }
 }
 
 void Writer::write_rows() {
+  if (layout_.size.wide_pages > 0) {
+    std::fill_n(ints(layout_.wide_indices), schedule_.counts.pages, 0);  // of rows of decode
+  }
   std::array<std::int64_t, 2> next_large = {};
   std::int64_t next_fa3 = schedule_.counts.fa2_tiles[false], mask_begin = 0;
   for (std::size_t i = 0; i < plan_.rows.size(); ++i) {
@@ -92,6 +100,7 @@ void Writer::write_rows() {
       ints(layout_.item_indptr)[i] = static_cast<std::int32_t>(num_decode_items_);
     }
     memory_[layout_.is_large + i] = std::byte{path == RowPath::kLarge || path == RowPath::kFa3};
+    if (layout_.size.wide_pages > 0 && reads_wide_pages(path)) write_wide_pages(row);
     switch (path) {
       case RowPath::kNone:
         break;
@@ -151,6 +160,15 @@ void Writer::write_mask(const AttentionRow& row, std::uint8_t* bits) const {
         bits[at / 8] = static_cast<std::uint8_t>(bits[at / 8] | 1u << at % 8);
       }
     }
+  }
+}
+
+void Writer::write_wide_pages(const AttentionRow& row) {
+  for (std::int64_t i = 0; i < ceil_div(row.kv_len, shape_.page_size); ++i, ++num_wide_pages_) {
+    const std::int64_t entry = row.page_begin + i;
+    ints(layout_.wide_sources)[num_wide_pages_] =
+        plan_.page_indices[static_cast<std::size_t>(entry)];
+    ints(layout_.wide_indices)[entry] = static_cast<std::int32_t>(num_wide_pages_);
   }
 }
 

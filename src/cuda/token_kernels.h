@@ -8,8 +8,8 @@
 #include "backend.h"
 #include "seqattn/tensor_view.h"
 
-// Tokens and pages of planes on a device. Vectors of 16 bytes where everything is aligned to them,
-// else element by element; offsets are 64-bit.
+// Tokens of planes on a device. Vectors of 16 bytes where everything is aligned to them, else
+// element by element; offsets are 64-bit.
 namespace seqattn {
 
 // Rows of new (or read) tokens, in device memory. Token t of [indptr[i], indptr[i + 1]) belongs to
@@ -33,29 +33,5 @@ void launch_write_tokens(std::span<const Plane> planes, std::span<const TensorVi
 // tensors[i] <- planes[i].
 void launch_read_tokens(std::span<const Plane> planes, std::span<const TensorView> tensors,
                         const TokenTable& table, cudaStream_t stream);
-
-// Page copies to be made in every plane; both lists lie in device memory.
-struct PageList {
-  const Plane* planes = nullptr;
-  const PageCopy* copies = nullptr;
-  std::int64_t num_planes = 0;
-  std::int64_t num_copies = 0;
-  bool at_once =
-      false;  // no copy writes what another one reads or writes; else one after the other
-};
-
-// `sample` is one of the planes, in host memory: the launch takes its size from it.
-void launch_copy_pages(const PageList& list, const Plane& sample, cudaStream_t stream);
-
-// Moves of token slots to be made in every plane, in order; both lists lie in device memory.
-struct MoveList {
-  const Plane* planes = nullptr;
-  const TokenMove* moves = nullptr;
-  std::int64_t num_planes = 0;
-  std::int64_t num_moves = 0;
-};
-
-// `planes` are those of the list, in host memory; no two of them share memory.
-void launch_move_tokens(const MoveList& list, std::span<const Plane> planes, cudaStream_t stream);
 
 }  // namespace seqattn

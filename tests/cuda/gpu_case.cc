@@ -20,6 +20,14 @@ AttentionCase gpu_case(DType dtype, int head_dim) {
   return c;
 }
 
+AttentionCase float8_gpu_case(KVScaling scaling, DType q_dtype, int head_dim) {
+  AttentionCase c = gpu_case(q_dtype, head_dim);
+  c.kv_dtype = DType::kFloat8E4M3;
+  c.kv_scaling = scaling;
+  c.name = std::string(to_string(scaling)) + "_" + c.name;
+  return c;
+}
+
 AttentionCase long_query_case(DType dtype, int head_dim) {
   AttentionCase c = gpu_case(dtype, head_dim);
   c.num_qo_heads = 32;

@@ -17,6 +17,9 @@ namespace seqattn::testing {
 // throughout, rows for each of the small tiles, some of them split.
 AttentionCase gpu_case(DType dtype, int head_dim = 128);
 
+// The same over a cache of 8 bits, with queries and outputs of such a type.
+AttentionCase float8_gpu_case(KVScaling scaling, DType q_dtype, int head_dim = 128);
+
 // Rows of 32 query heads that FA3 takes on Hopper, and FA2 elsewhere.
 AttentionCase long_query_case(DType dtype, int head_dim = 128);
 

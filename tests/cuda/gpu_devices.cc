@@ -21,10 +21,13 @@ bool is_here(Device device) { return !is_cuda(device) || has_gpu(); }
 
 AttentionCase device_case(AttentionCase c, Device device) {
   if (!is_cuda(device)) return c;
-  if (size_of(c.kv_dtype) != 2) c.kv_dtype = DType::kFloat16;
-  c.kv_scaling = KVScaling::kFixed;
-  c.q_dtype = c.kv_dtype;
-  if (c.out_dtype != DType::kFloat32) c.out_dtype = c.kv_dtype;
+  if (c.kv_dtype == DType::kFloat32) c.kv_dtype = DType::kFloat16;
+  if (!has_scales(c.kv_dtype)) {
+    c.q_dtype = c.kv_dtype;
+  } else if (c.q_dtype == DType::kFloat32) {
+    c.q_dtype = DType::kBFloat16;
+  }
+  if (c.out_dtype != DType::kFloat32) c.out_dtype = c.q_dtype;
   c.head_dim = c.head_dim <= 64 ? 64 : c.head_dim <= 128 ? 128 : 256;
   c.head_dim_v = 0;
   if (c.sm_scale != 0) c.sm_scale = std::max(std::abs(c.sm_scale), 1e-3);
@@ -32,7 +35,7 @@ AttentionCase device_case(AttentionCase c, Device device) {
 }
 
 // Kernels load vectors of 16 bytes.
-std::int64_t gap_unit(Device device) { return is_cuda(device) ? 8 : 1; }
+std::int64_t gap_unit(Device device) { return is_cuda(device) ? 16 : 1; }
 
 const char* why_hidden_nan_is_seen(Device device) {
   return is_cuda(device)
@@ -41,9 +44,19 @@ const char* why_hidden_nan_is_seen(Device device) {
              : nullptr;
 }
 
-// The second product takes them in the type of the values.
-double weight_rounding(Device device, DType kv_dtype) {
-  return is_cuda(device) ? epsilon(kv_dtype) : 0;
+// The second product takes them in the type of the values. Of 8 bits our own kernel reads the
+// elements as they are, and takes weights as float16; for others the elements themselves are
+// rounded to the type of the queries, keys too.
+double weight_rounding(Device device, const AttentionCase& c) {
+  if (!is_cuda(device)) return 0;
+  if (!has_scales(c.kv_dtype)) return epsilon(c.kv_dtype);
+  const std::int64_t group = c.num_qo_heads / c.num_kv_heads;
+  const std::int64_t most = c.head_dim == 256 ? 8 : 16;  // query rows
+  const bool is_decode = is_hopper() && c.page_size % 16 == 0 && c.mask_density < 0 &&
+                         std::all_of(c.rows.begin(), c.rows.end(), [&](const RowLengths& row) {
+                           return row.q_len * group <= most;
+                         });
+  return is_decode ? epsilon(DType::kFloat16) : 3 * epsilon(c.q_dtype);
 }
 
 DeviceMemory::DeviceMemory(Device device, std::int64_t num_bytes)

@@ -115,16 +115,25 @@ TEST_P(CudaGraphReplay, FollowsEveryLaterPlan) {
     }
   });
 
-  for (int step = 0; step < 40; ++step) {
+  for (int step = 0; step < 60; ++step) {
     change(stream);
     choose(step);
     for (Twin* twin : twins()) twin->sequences.allocate(ids, lengths, stream.get());
     const std::int64_t num_tokens = indptr.back();
     tensors.refill(num_tokens, random);
-    attention.plan(graph_side->sequences.pack_for_flashinfer(ids), indptr, {}, stream.get());
+    // By turns packed, and straight from the sequences, whose tables may stay on the device.
+    if (step % 7 < 5) {
+      attention.plan_sequences(graph_side->sequences, ids, indptr, stream.get());
+    } else {
+      attention.plan(graph_side->sequences.pack_for_flashinfer(ids), indptr, {}, stream.get());
+    }
     graph.launch(stream);
 
-    eager.plan(eager_side->sequences.pack_for_flashinfer(ids), indptr, {}, stream.get());
+    if (step % 11 < 4) {
+      eager.plan_sequences(eager_side->sequences, ids, indptr, stream.get());
+    } else {
+      eager.plan(eager_side->sequences.pack_for_flashinfer(ids), indptr, {}, stream.get());
+    }
     for (std::size_t i = 0; i < kTwinLayers; ++i) {
       const auto first = [&](const Tensor& t) { return first_tokens(t.view(), num_tokens); };
       fill_with_nan(expected.out[i].view());
@@ -153,6 +162,9 @@ INSTANTIATE_TEST_SUITE_P(
                       Replay{.name = "Window", .shape = {}, .max_q_len = 3, .window_left = 500},
                       Replay{.name = "OneKvHead",
                              .shape = {.num_qo_heads = 8, .num_kv_heads = 1, .head_dim = 64},
+                             .max_q_len = 2},
+                      Replay{.name = "Float8",
+                             .shape = {.dtype = DType::kBFloat16, .is_float8 = true},
                              .max_q_len = 2},
                       Replay{.name = "HeadDim256",
                              .shape = {.dtype = DType::kBFloat16, .head_dim = 256},

@@ -11,8 +11,9 @@ KVCacheConfig config_of(const TwinShape& shape, std::int64_t num_pages) {
           .num_heads = shape.num_kv_heads,
           .head_dim = shape.head_dim,
           .num_layers = kTwinLayers,
-          .dtype = shape.dtype,
-          .device = cuda(0)};
+          .dtype = shape.is_float8 ? DType::kFloat8E4M3 : shape.dtype,
+          .device = cuda(0),
+          .kv_scaling = shape.is_float8 ? KVScaling::kPerToken : KVScaling::kFixed};
 }
 
 void fill(const Tensor& tensor, std::int64_t num_tokens, std::mt19937_64& random) {

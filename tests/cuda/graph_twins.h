@@ -17,6 +17,7 @@ struct TwinShape {
   int num_qo_heads = 8;
   int num_kv_heads = 2;
   int head_dim = 128;
+  bool is_float8 = false;  // the cache, with scales of tokens
   AttentionOptions options() const { return {.num_qo_heads = num_qo_heads}; }
 };
 

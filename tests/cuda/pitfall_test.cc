@@ -252,7 +252,7 @@ TEST_F(CudaPitfalls, ShapesWithoutAKernelSayWhichThereAre) {
   EXPECT_THAT(refusal(changed), HasSubstr("multiples of 8"));
   changed = c;
   changed.kv_dtype = DType::kFloat32;
-  EXPECT_THAT(refusal(changed), HasSubstr("float16 and bfloat16"));
+  EXPECT_THAT(refusal(changed), HasSubstr("float16, bfloat16 and float8_e4m3fn"));
 }
 
 TEST_F(CudaPitfalls, QueriesInFloat32) {

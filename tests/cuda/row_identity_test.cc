@@ -89,7 +89,9 @@ TEST_P(CudaBitIdentity, WithAndWithoutAnLse) {
 TEST_P(CudaBitIdentity, OfAReplayedGraph) {
   AttentionCase c = GetParam();
   if (c.mask_density >= 0) GTEST_SKIP() << "masks are not part of a captured graph";
-  const std::int64_t longest = (c.head_dim == 256 ? 64 : 128) * c.num_kv_heads / c.num_qo_heads;
+  const std::int64_t longest =
+      has_scales(c.kv_dtype) ? 16 * c.num_kv_heads / c.num_qo_heads
+                             : (c.head_dim == 256 ? 64 : 128) * c.num_kv_heads / c.num_qo_heads;
   std::vector<ref::Row> short_rows;
   std::vector<std::vector<std::byte>> want;
   for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -156,6 +158,13 @@ std::vector<AttentionCase> cases() {
   c.kv_layout = KVLayout::kHND;
   c.rows = {{1, 7000}, {2, 3000}, {1, 16}, {1, 257}, {2, 2}, {1, 4095}, {1, 4096}, {1, 12000}};
   add("RaggedDecodeHnd64", c);
+  for (const KVScaling scaling : {KVScaling::kFixed, KVScaling::kPerToken}) {
+    c = float8_gpu_case(scaling, DType::kBFloat16);
+    c.num_kv_heads = scaling == KVScaling::kFixed ? 1 : 2;
+    c.rows = {{1, 2500}, {40, 40},  {1, 1}, {2, 900},  {1, 770},  {0, 9},
+              {70, 95},  {1, 8191}, {0, 0}, {30, 300}, {1, 9000}, {1, 40000}};
+    add("Float8" + std::string(scaling == KVScaling::kFixed ? "Fixed" : "PerToken"), c);
+  }
   c = long_query_case(DType::kBFloat16);
   c.rows = {{300, 700}, {1, 900}, {600, 600}, {129, 2000}, {40, 50}, {1, 1}, {200, 200}};
   add("LongQueries", c);

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <random>
 #include <string>
@@ -28,7 +29,7 @@ ScheduleOptions random_options(std::mt19937_64& random) {
   shape.page_size = std::vector{1, 3, 16, 128}[random() % 4];
   shape.window_left = random() % 4 == 0 ? static_cast<int>(random() % 5000) : -1;
   options.has_fa3 = true;
-  options.has_decode = random() % 2 == 0;
+  options.decode_rows = std::array{0, 8, 16}[random() % 3];
   return options;
 }
 

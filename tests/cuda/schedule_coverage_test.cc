@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <map>
 #include <random>
@@ -29,7 +30,7 @@ ScheduleOptions random_options(std::mt19937_64& random) {
                               : random() % 4 == 0 ? kMaxInt
                                                   : static_cast<int>(random() % 3000);
   options.has_fa3 = random() % 2 == 0;
-  options.has_decode = random() % 2 == 0;
+  options.decode_rows = std::array{0, 8, 16}[random() % 3];
   return options;
 }
 
@@ -187,11 +188,12 @@ class Coverage {
         EXPECT_EQ(items, 0) << "row " << i;
         continue;
       }
-      EXPECT_LE(row.q_len * options_.shape.group_size(), decode::kMaxQueryRows);
+      EXPECT_LE(row.q_len * options_.shape.group_size(), options_.decode_rows);
       const std::int64_t first = first_key(options_.shape, row) / decode::kTileTokens;
       const std::int64_t tiles = ceil_div(row.kv_len, decode::kTileTokens) - first;
       const std::int64_t in_item =
-          decode::item_tiles(static_cast<int>(tiles), options_.shape.num_kv_heads);
+          decode::item_tiles(static_cast<int>(tiles),
+                             {options_.shape.num_kv_heads, has_scales(options_.shape.kv_dtype)});
       EXPECT_GE(items, 1) << "row " << i;
       EXPECT_LE(in_item, decode::kMaxItemTiles);
       EXPECT_GE(items * in_item, tiles) << "row " << i << ": keys without an item";

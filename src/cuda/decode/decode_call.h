@@ -16,20 +16,29 @@ namespace seqattn::decode {
 struct Batch {
   std::int32_t num_rows = 0;
   const std::int32_t* page_indices = nullptr;
-  const std::int32_t* page_indptr = nullptr;    // [num_rows + 1]
-  const std::int32_t* last_page_len = nullptr;  // [num_rows]
-  const std::int32_t* q_indptr = nullptr;       // [num_rows + 1]
+  const std::int32_t* page_begin = nullptr;  // [num_rows]: where a row's pages begin
+  const std::int32_t* kv_len = nullptr;      // [num_rows]
+  const std::int32_t* q_indptr = nullptr;    // [num_rows + 1]
   // [num_rows + 1]: items in front of a row, for one KV head. A row without queries has none.
   const std::int32_t* item_indptr = nullptr;
 };
 
+// Of keys or values of 8 bits: one for each head, or for each token and head.
+struct Scales {
+  const float* data = nullptr;
+  std::int64_t page_stride = 0, token_stride = 0, head_stride = 0;  // in floats
+};
+
 struct Call {
-  CUtensorMap keys, values;  // 5-D: 64 elements, tokens of a page, blocks of 64, heads, pages
+  // 5-D: a block of up to 128 bytes, tokens of a page, blocks, heads, pages.
+  CUtensorMap keys, values;
+  Scales key_scales, value_scales;  // of a cache that has them
+  bool scales_per_token = false;
   Batch batch;
   int page_size = 0;
   int num_qo_heads = 0;
   int num_kv_heads = 0;
-  const void* q = nullptr;  // in the type of the cache; aligned to 16 bytes, as its strides
+  const void* q = nullptr;  // aligned to 16 bytes, as its strides
   std::int64_t q_token_stride = 0, q_head_stride = 0;
   void* out = nullptr;
   bool out_is_float = false;
@@ -52,8 +61,9 @@ struct Call {
 };
 
 struct Instance {
-  DType dtype;
+  DType q_dtype, kv_dtype;
   int head_dim;
+  int query_rows;            // that a row of the batch may have for each KV head
   cudaError_t (*prepare)();  // sets attributes, once a device
   cudaError_t (*run)(const Call& call, int num_sms, cudaStream_t stream);
 };

@@ -8,20 +8,34 @@
 namespace seqattn::decode {
 
 inline constexpr int kTileTokens = 16;  // one box of the bulk copy engine; pages hold a multiple
-inline constexpr int kMaxItemTiles = 64;
-inline constexpr int kMaxQueryRows = 8;   // of a row and KV head: tokens times group
+inline constexpr int kMaxItemTiles = 128;
+// Query rows (tokens times group) of a row and KV head that kernels are compiled for.
+inline constexpr int kFewQueryRows = 8, kMaxQueryRows = 16;
 inline constexpr int kMaxKeys = 1 << 30;  // of a row; positions and windows then fit an int
+
+// What the cutting depends on besides a row's lengths.
+struct ItemRule {
+  int num_kv_heads = 1;
+  bool is_float8 = false;
+};
 
 // How many tiles of keys an item takes, of as many as the row's queries see: of nothing that
 // belongs to the batch, so that its bits do not depend on that. Rows are cut evenly. Short rows,
-// and those of few heads, are cut finer, since few of them have to fill a device; an item's end
-// costs 1 us.
+// those of few heads, and those so long that few of them fit a device, are cut finer, since few of
+// them have to fill it; an item's end costs 1 us, in which twice as many keys of 8 bits are read.
 inline constexpr int kShortRowTiles = 64, kShortItemTiles = 8;
 inline constexpr int kFewHeads = 2, kFewHeadsItemTiles = 32;
-constexpr int item_tiles(int num_tiles, int num_kv_heads) {
-  const int most = num_tiles <= kShortRowTiles ? kShortItemTiles
-                   : num_kv_heads <= kFewHeads ? kFewHeadsItemTiles
-                                               : kMaxItemTiles;
+inline constexpr int kLongRowTiles = 1024, kLongItemTiles = 64;
+inline constexpr int kVeryLongRowTiles = 4096;  // more pieces of few heads would only add merging
+constexpr int most_item_tiles(int num_tiles, const ItemRule& rule) {
+  if (num_tiles <= kShortRowTiles) return kShortItemTiles;
+  if (rule.num_kv_heads <= kFewHeads) {
+    return num_tiles < kVeryLongRowTiles ? kFewHeadsItemTiles : kLongItemTiles;
+  }
+  return rule.is_float8 && num_tiles <= kLongRowTiles ? kMaxItemTiles : kLongItemTiles;
+}
+constexpr int item_tiles(int num_tiles, const ItemRule& rule) {
+  const int most = most_item_tiles(num_tiles, rule);
   const int count = num_tiles == 0 ? 1 : (num_tiles + most - 1) / most;
   return (num_tiles + count - 1) / count;
 }
@@ -37,15 +51,16 @@ constexpr Tiles visible_tiles(int kv_len, int q_len, int window_left) {
 }
 
 // Of a row with queries, for each KV head; one where there are no keys, which writes zeros.
-constexpr int num_items(int num_tiles, int num_kv_heads) {
-  const int tiles = item_tiles(num_tiles, num_kv_heads);
+constexpr int num_items(int num_tiles, const ItemRule& rule) {
+  const int tiles = item_tiles(num_tiles, rule);
   return tiles == 0 ? 1 : (num_tiles + tiles - 1) / tiles;
 }
 
 // The most items, for each KV head, that so many rows with so many tiles in all can have: a row has
 // no more than one for each kShortItemTiles, nor than a short row's and a longer row's together.
-constexpr std::int64_t most_items(std::int64_t num_rows, std::int64_t num_tiles, int num_kv_heads) {
-  const int most = num_kv_heads <= kFewHeads ? kFewHeadsItemTiles : kMaxItemTiles;
+constexpr std::int64_t most_items(std::int64_t num_rows, std::int64_t num_tiles,
+                                  const ItemRule& rule) {
+  const int most = rule.num_kv_heads <= kFewHeads ? kFewHeadsItemTiles : kLongItemTiles;
   const std::int64_t if_short = num_rows + num_tiles / kShortItemTiles;
   const std::int64_t if_longer =
       num_rows * (1 + kShortRowTiles / kShortItemTiles) + num_tiles / most;

@@ -51,6 +51,7 @@ __device__ __forceinline__ int row_of(const Batch& batch, int item, int lane) {
   return first;
 }
 
+template <class S>
 __device__ __forceinline__ Item item_at(const Call& call, int number, int lane) {
   const Batch& batch = call.batch;
   Item item;
@@ -62,13 +63,11 @@ __device__ __forceinline__ Item item_at(const Call& call, int number, int lane) 
   item.chunk = in_rows - begin;
   item.num_chunks = __ldg(batch.item_indptr + item.row + 1) - begin;
   item.partial = number;
-  const int pages = __ldg(batch.page_indptr + item.row + 1) - __ldg(batch.page_indptr + item.row);
-  item.kv_len =
-      pages == 0 ? 0 : (pages - 1) * call.page_size + __ldg(batch.last_page_len + item.row);
+  item.kv_len = __ldg(batch.kv_len + item.row);
   item.q_begin = __ldg(batch.q_indptr + item.row);
   item.q_len = __ldg(batch.q_indptr + item.row + 1) - item.q_begin;
   const Tiles tiles = visible_tiles(item.kv_len, item.q_len, call.window_left);
-  const int most = item_tiles(tiles.count, call.num_kv_heads);
+  const int most = item_tiles(tiles.count, {call.num_kv_heads, S::kIsFloat8});
   item.first_tile = tiles.first + item.chunk * most;
   item.num_tiles = max(0, min(most, tiles.count - item.chunk * most));
   return item;
@@ -101,14 +100,14 @@ __device__ __forceinline__ void schedule(const Call& call, Shared<S>& shared, in
     int next = 0;
     if (!is_end && lane == 0) next = static_cast<int>(gridDim.x + atomicAdd(call.next_item, 1u));
     Item item{};
-    std::int32_t pages[kMaxItemTiles / 32];
+    std::int32_t pages[S::kMaxItemTiles / 32];
     if (!is_end) {
-      item = item_at(call, number, lane);
+      item = item_at<S>(call, number, lane);
       const std::int32_t* const table =
-          call.batch.page_indices + __ldg(call.batch.page_indptr + item.row);
+          call.batch.page_indices + __ldg(call.batch.page_begin + item.row);
       const int tiles_per_page = call.page_size / kTileTokens;
 #pragma unroll
-      for (int i = 0; i < kMaxItemTiles / 32; ++i) {
+      for (int i = 0; i < S::kMaxItemTiles / 32; ++i) {
         const int tile = i * 32 + lane;
         pages[i] =
             tile < item.num_tiles ? __ldg(table + (item.first_tile + tile) / tiles_per_page) : 0;
@@ -132,7 +131,7 @@ __device__ __forceinline__ void schedule(const Call& call, Shared<S>& shared, in
     }
     if (lane == 0) shared.items[at.slot] = item;
 #pragma unroll
-    for (int i = 0; i < kMaxItemTiles / 32; ++i) shared.pages[at.slot][i * 32 + lane] = pages[i];
+    for (int i = 0; i < S::kMaxItemTiles / 32; ++i) shared.pages[at.slot][i * 32 + lane] = pages[i];
     arrive(address_of(shared.item_full[at.slot]));
     if (lane == 0) {
       wait(address_of(shared.queries_empty), queries.parity ^ 1);
@@ -185,23 +184,58 @@ __device__ __forceinline__ void load_tiles(const Call& call, Shared<S>& shared) 
 
 // --- The math warps.
 
-__device__ __forceinline__ Visible visible_to(const Call& call, const Item& item,
-                                              const Lane& lane) {
+template <class S>
+__device__ __forceinline__ Visible<S> visible_to(const Call& call, const Item& item,
+                                                 const Lane& lane) {
   const int group = call.num_qo_heads / call.num_kv_heads;
   const auto range = [&](int query, int& first, int& end) {
     const int position = item.kv_len - item.q_len + query;
     end = call.causal ? min(item.kv_len, position + 1) : item.kv_len;
     first = call.window_left >= 0 ? max(0, position - call.window_left) : 0;
   };
-  Visible visible;
-  for (int c = 0; c < 2; ++c) {
-    const int query = min((2 * lane.t + c) / group, item.q_len - 1);
-    range(query, visible.first[c], visible.end[c]);
+  Visible<S> visible;
+#pragma unroll
+  for (int block = 0; block < S::kRowBlocks; ++block) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const int row = block * kBlockRows + 2 * lane.t + c;
+      const int query = min(row / group, item.q_len - 1);
+      range(query, visible.first[block][c], visible.end[block][c]);
+    }
   }
   int unused = 0;
   range(0, unused, visible.all_end);
   range(item.q_len - 1, visible.all_first, unused);
   return visible;
+}
+
+// The scales of a tile's tokens where each has its own, else those of the head; what is not there
+// has 1. Of values under a scale of their head, finish() takes care.
+template <class S>
+__device__ __forceinline__ TokenScales scales_of(const Call& call, const Item& item,
+                                                 const std::int32_t* pages, int tile,
+                                                 const Lane& lane) {
+  TokenScales scales;
+  if constexpr (S::kIsFloat8) {
+    const Scales &keys = call.key_scales, &values = call.value_scales;
+    if (!call.scales_per_token) {
+      scales.key[0] = scales.key[1] = __ldg(keys.data + item.head * keys.head_stride);
+    } else if (tile < item.num_tiles) {
+      const int first_token = (item.first_tile + tile) * kTileTokens;
+      const std::int64_t page = pages[tile];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int token = first_token + lane.g + i * 8;
+        if (token >= item.kv_len) continue;
+        const int slot = token % call.page_size;
+        scales.key[i] = __ldg(keys.data + page * keys.page_stride + slot * keys.token_stride +
+                              item.head * keys.head_stride);
+        scales.value[i] = __ldg(values.data + page * values.page_stride +
+                                slot * values.token_stride + item.head * values.head_stride);
+      }
+    }
+  }
+  return scales;
 }
 
 template <class S>
@@ -226,34 +260,55 @@ __device__ __forceinline__ void compute(const Call& call, Shared<S>& shared, int
     __syncwarp();
     if (lane.index == 0) arrive(address_of(shared.queries_empty) + (read & zero));
     queries_at.advance();
-    const Visible visible = visible_to(call, item, lane);
+    const Visible<S> visible = visible_to<S>(call, item, lane);
+    float row_scales[S::kRowBlocks][2];
+#pragma unroll
+    for (int block = 0; block < S::kRowBlocks; ++block) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        row_scales[block][c] = call.scale_log2 * queries.factors[block][c];
+      }
+    }
+    const std::int32_t* const pages = shared.pages[at.slot];
+    TokenScales next_scales = scales_of<S>(call, item, pages, warp, lane);
     TileState<S> state;
     state.clear();
     for (int tile = warp; tile < item.num_tiles; tile += kMathWarps) {
+      const TokenScales scales = next_scales;  // loads take about as long as a tile
+      if (S::kIsFloat8 && call.scales_per_token) {
+        next_scales = scales_of<S>(call, item, pages, tile + kMathWarps, lane);
+      }
       const auto& data = shared.ring[warp][stage.slot];
       const std::uint32_t keys = shared_address(data.keys), values = shared_address(data.values);
       wait(address_of(shared.stage_full[warp][stage.slot]), stage.parity);
       const int first_token = (item.first_tile + tile) * kTileTokens;
-      float scores[4];
+      float scores[S::kRowBlocks][4];
       score<S>(keys, queries, lane, scores);
-      scale_and_hide(scores, call.scale_log2, call.cap_log2, first_token, visible, lane);
+#pragma unroll
+      for (int block = 0; block < S::kRowBlocks; ++block) {
+        scale_and_hide<S>(scores[block], row_scales[block], scales, call.cap_log2, first_token,
+                          visible, block, lane);
+      }
       if (first_token + kTileTokens > item.kv_len) {
         clear_values<S>(values, item.kv_len - first_token, lane);
       }
-      std::uint32_t weights[2];
-      update(state, scores, weights);
+      std::uint32_t weights[S::kRowBlocks][2];
+#pragma unroll
+      for (int block = 0; block < S::kRowBlocks; ++block) {
+        update(state.rows[block], scores[block], scales, weights[block]);
+      }
       const std::uint32_t last = add_values(state, values, weights, lane);
       __syncwarp();
       if (lane.index == 0) arrive(address_of(shared.stage_empty[warp][stage.slot]) + (last & zero));
       stage.advance();
     }
     if (lane.index == 0) arrive(address_of(shared.item_empty[at.slot]));
-    const Part<S> part = merge_warps(shared, state, warp, lane);
+    const Parts<S> parts = merge_warps(shared, state, warp, lane);
     publication.settle(call, shared, warp, lane);
     if (item.num_chunks == 1) {
-      finish(call, item, part, warp, lane);
+      finish(call, item, parts, warp, lane);
     } else {
-      publication.publish(call, shared, item, part, warp, lane);
+      publication.publish(call, shared, item, parts, warp, lane);
     }
     at.advance();
   }
@@ -294,8 +349,8 @@ cudaError_t run(const Call& call, int num_sms, cudaStream_t stream) {
 }
 
 template <class S>
-constexpr Instance make(DType dtype) {
-  return {dtype, S::kDim, prepare<S>, run<S>};
+constexpr Instance make(DType q_dtype, DType kv_dtype) {
+  return {q_dtype, kv_dtype, S::kDim, S::kRows, prepare<S>, run<S>};
 }
 
 }  // namespace seqattn::decode

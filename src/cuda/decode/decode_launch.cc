@@ -8,7 +8,6 @@
 
 #include "cuda_check.h"
 #include "device_tensors.h"
-#include "kernel_choice.h"
 #include "message.h"
 #include "seqattn/error.h"
 
@@ -32,43 +31,60 @@ EncodeTiled find_encode() {
   return reinterpret_cast<EncodeTiled>(function);
 }
 
-// A box is 16 tokens of one head of one page: blocks of 64 elements, swizzled.
+// A box is 16 tokens of one head of one page: blocks of up to 128 bytes, swizzled.
 CUtensorMap map_of(const Plane& plane) {
   if (plane.num_pages == 0) return {};  // no row has keys, and no size of a map may be 0
   static const EncodeTiled encode = find_encode();
-  constexpr int kRank = 5, kBlock = 64;
+  constexpr int kRank = 5;
   const std::int64_t bytes = size_of(plane.dtype), row = plane.head_dim * bytes;
+  const std::int64_t block_bytes = std::min<std::int64_t>(row, 128), block = block_bytes / bytes;
+  const std::int64_t num_blocks = row / block_bytes;
   // No address depends on the stride of a dimension of one entry, which may be anything.
   const auto stride = [&](std::int64_t given, std::int64_t size) {
     return static_cast<cuuint64_t>(size == 1 ? row : given);
   };
-  const std::array<cuuint64_t, kRank> sizes{kBlock, static_cast<cuuint64_t>(plane.page_size),
-                                            static_cast<cuuint64_t>(plane.head_dim / kBlock),
-                                            static_cast<cuuint64_t>(plane.num_heads),
-                                            static_cast<cuuint64_t>(plane.num_pages)};
+  const std::array<cuuint64_t, kRank> sizes{
+      static_cast<cuuint64_t>(block), static_cast<cuuint64_t>(plane.page_size),
+      static_cast<cuuint64_t>(num_blocks), static_cast<cuuint64_t>(plane.num_heads),
+      static_cast<cuuint64_t>(plane.num_pages)};
   const std::array<cuuint64_t, kRank - 1> strides{
-      stride(plane.token_stride, plane.page_size), static_cast<cuuint64_t>(kBlock * bytes),
+      stride(plane.token_stride, plane.page_size), static_cast<cuuint64_t>(block_bytes),
       stride(plane.head_stride, plane.num_heads), stride(plane.page_stride, plane.num_pages)};
-  const std::array<cuuint32_t, kRank> box{kBlock, kTileTokens,
-                                          static_cast<cuuint32_t>(plane.head_dim / kBlock), 1, 1};
+  const std::array<cuuint32_t, kRank> box{static_cast<cuuint32_t>(block), kTileTokens,
+                                          static_cast<cuuint32_t>(num_blocks), 1, 1};
   const std::array<cuuint32_t, kRank> steps{1, 1, 1, 1, 1};
   CUtensorMap map;
-  const auto type = plane.dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                                   : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  const auto type = plane.dtype == DType::kFloat16    ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                    : plane.dtype == DType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                                      : CU_TENSOR_MAP_DATA_TYPE_UINT8;
+  // No more than a box reads: what lies beside it is another head's.
+  const auto promotion = row >= 256   ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B
+                         : row >= 128 ? CU_TENSOR_MAP_L2_PROMOTION_L2_128B
+                                      : CU_TENSOR_MAP_L2_PROMOTION_L2_64B;
+  const auto swizzle = block_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B;
   const CUresult status =
       encode(&map, type, kRank, plane.data, sizes.data(), strides.data(), box.data(), steps.data(),
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+             CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
     throw BackendError(concat("cuTensorMapEncodeTiled: error ", static_cast<int>(status)));
   }
   return map;
 }
 
+Scales scales_of(const Plane& plane) {
+  const Plane::Scales& scales = plane.scales;
+  return {scales.data, scales.page_stride, scales.token_stride, scales.head_stride};
+}
+
+// Of the instance that takes so many.
+std::int64_t rows_of_partials(const Tables& tables) {
+  return tables.query_rows <= kFewQueryRows ? kFewQueryRows : kMaxQueryRows;
+}
+
 }  // namespace
 
 void Launcher::reserve(const Tables& tables, cudaStream_t stream) {
-  const std::int64_t rows = tables.num_items * kMaxQueryRows;
+  const std::int64_t rows = tables.num_items * rows_of_partials(tables);
   partials_.reserve(static_cast<std::size_t>(rows * (shape_.head_dim + 2) * kFloatBytes), stream);
   const auto bytes =
       static_cast<std::size_t>(2 + tables.num_rows * shape_.num_kv_heads) * sizeof(unsigned);
@@ -80,13 +96,16 @@ void Launcher::reserve(const Tables& tables, cudaStream_t stream) {
   counters_are_zeros_ = true;
 }
 
-void Launcher::run(const Tables& tables, std::span<const Plane> planes, const TensorView& q,
-                   const TensorView& out, const TensorView& lse, const TensorView& sink_logits,
-                   bool overlaps, cudaStream_t stream) const {
+void Launcher::run(const Instance& instance, const Tables& tables, std::span<const Plane> planes,
+                   const TensorView& q, const TensorView& out, const TensorView& lse,
+                   const TensorView& sink_logits, bool overlaps, cudaStream_t stream) const {
   if (tables.num_items == 0) return;
   Call call;
   call.keys = map_of(planes[0]);
   call.values = map_of(planes[1]);
+  call.key_scales = scales_of(planes[0]);
+  call.value_scales = scales_of(planes[1]);
+  call.scales_per_token = planes[0].scales.per_token;
   call.batch = tables.batch;
   call.page_size = shape_.page_size;
   call.num_qo_heads = shape_.num_qo_heads;
@@ -113,21 +132,12 @@ void Launcher::run(const Tables& tables, std::span<const Plane> planes, const Te
   call.scale_log2 = cap > 0 ? shape_.sm_scale / cap : shape_.sm_scale * kLog2E;
   call.cap_log2 = cap > 0 ? cap * kLog2E : 0;
   call.partials = reinterpret_cast<float4*>(partials_.data());
-  call.partial_stats = call.partials + tables.num_items * kMaxQueryRows * shape_.head_dim / kFloat4;
+  call.partial_stats =
+      call.partials + tables.num_items * rows_of_partials(tables) * shape_.head_dim / kFloat4;
   call.next_item = reinterpret_cast<unsigned*>(counters_.data());
   call.arrivals = call.next_item + 2;
   call.overlap_launch = overlaps;
-  check_cuda(instance_.run(call, num_sms_, stream), "attention kernel (decode)");
-}
-
-const Instance* find_instance(const AttentionShape& shape) {
-  if (shape.page_size % kTileTokens != 0 || shape.head_dim != shape.head_dim_v) return nullptr;
-  if (shape.group_size() > kMaxQueryRows || !is_hopper(shape.device.index)) return nullptr;
-  const auto all = instances();
-  const auto found = std::find_if(all.begin(), all.end(), [&](const Instance& instance) {
-    return instance.dtype == shape.kv_dtype && instance.head_dim == shape.head_dim;
-  });
-  return found == all.end() ? nullptr : &*found;
+  check_cuda(instance.run(call, num_sms_, stream), "attention kernel (decode)");
 }
 
 }  // namespace seqattn::decode

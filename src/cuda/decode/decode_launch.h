@@ -12,33 +12,28 @@
 
 namespace seqattn::decode {
 
-// The compiled kernel of a shape on this device, or null: it takes sm_90, pages of whole tiles, up
-// to kMaxQueryRows query heads a KV head, and a type and head_dim of the instance list.
-const Instance* find_instance(const AttentionShape& shape);
-
 // What a launch takes from its caller.
 struct Tables {
   Batch batch;
-  std::int64_t num_items = 0;  // of the batch, or the capacity, over all KV heads
-  std::int64_t num_rows = 0;   // likewise
+  std::int64_t query_rows = 0;  // the most of a row and KV head
+  std::int64_t num_items = 0;   // of the batch, or the capacity, over all KV heads
+  std::int64_t num_rows = 0;    // likewise
 };
 
-// Launches one instance, and owns what its blocks share.
+// Launches instances of a shape one after the other, and owns what their blocks share.
 class Launcher {
  public:
-  Launcher(const AttentionShape& shape, const Instance& instance, int num_sms)
-      : shape_(shape), instance_(instance), num_sms_(num_sms) {}
+  Launcher(const AttentionShape& shape, int num_sms) : shape_(shape), num_sms_(num_sms) {}
 
   // Makes room for such a batch. Throws BackendError.
   void reserve(const Tables& tables, cudaStream_t stream);
   // REQUIRES room. `overlaps`: launch.h. Throws BackendError.
-  void run(const Tables& tables, std::span<const Plane> planes, const TensorView& q,
-           const TensorView& out, const TensorView& lse, const TensorView& sink_logits,
-           bool overlaps, cudaStream_t stream) const;
+  void run(const Instance& instance, const Tables& tables, std::span<const Plane> planes,
+           const TensorView& q, const TensorView& out, const TensorView& lse,
+           const TensorView& sink_logits, bool overlaps, cudaStream_t stream) const;
 
  private:
   AttentionShape shape_;
-  const Instance& instance_;
   int num_sms_;
   DeviceBuffer partials_;
   DeviceBuffer counters_;  // zeros between launches

@@ -14,8 +14,8 @@ __device__ __forceinline__ void sync_math_threads() {
   asm volatile("barrier.sync 1, %0;" ::"n"(kMathThreads) : "memory");
 }
 
-// A warp's part of a merged result: some steps of the head's elements, of all rows, as its
-// accumulators lie (TileState).
+// A warp's part of a merged result: some steps of the head's elements, of a block of rows, as its
+// accumulators lie (RowState).
 template <class S>
 struct Part {
   float max[2] = {-INFINITY, -INFINITY}, sum[2] = {};
@@ -43,24 +43,29 @@ struct Part {
   }
 };
 
+template <class S>
+struct Parts {
+  Part<S> rows[S::kRowBlocks];
+};
+
 // By every math thread: each warp gets what the others have of its steps, and adds it in the order
 // of the warps.
 template <class S>
-__device__ __forceinline__ Part<S> merge_warps(Shared<S>& shared, TileState<S>& state, int warp,
-                                               const Lane& lane) {
+__device__ __forceinline__ Part<S> merge_warps(Shared<S>& shared, RowState<S>& rows, int block,
+                                               int warp, const Lane& lane) {
   const auto own_out = [&](int owner, int s) {
-    const float(&out)[4] = state.out[owner * S::kOwnSteps + s];
+    const float(&out)[4] = rows.out[owner * S::kOwnSteps + s];
     return make_float4(out[0], out[1], out[2], out[3]);
   };
 #pragma unroll
-  for (float& sum : state.sum) {
+  for (float& sum : rows.sum) {
 #pragma unroll
     for (int lanes = 4; lanes <= 16; lanes *= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
   }
-  sync_math_threads();  // the item before has been read
+  sync_math_threads();  // what was exchanged before has been read
   if (lane.g == 0) {
-    shared.stats[warp][lane.t] =
-        make_float4(state.max[0], state.sum[0], state.max[1], state.sum[1]);
+    shared.stats[block][warp][lane.t] =
+        make_float4(rows.max[0], rows.sum[0], rows.max[1], rows.sum[1]);
   }
 #pragma unroll
   for (int owner = 0; owner < kMathWarps; ++owner) {
@@ -88,9 +93,20 @@ __device__ __forceinline__ Part<S> merge_warps(Shared<S>& shared, TileState<S>& 
         out[s] = shared.exchange[warp][from - (from > warp)][s][lane.index];
       }
     }
-    part.add(shared.stats[from][lane.t], out);
+    part.add(shared.stats[block][from][lane.t], out);
   }
   return part;
+}
+
+template <class S>
+__device__ __forceinline__ Parts<S> merge_warps(Shared<S>& shared, TileState<S>& state, int warp,
+                                                const Lane& lane) {
+  Parts<S> parts;
+#pragma unroll
+  for (int block = 0; block < S::kRowBlocks; ++block) {
+    parts.rows[block] = merge_warps(shared, state.rows[block], block, warp, lane);
+  }
+  return parts;
 }
 
 template <class S>
@@ -102,15 +118,20 @@ __device__ __forceinline__ void store_out(const Call& call, std::int64_t at, flo
   }
 }
 
-// Divides, with the sink in the denominator, and writes out and lse.
+// Divides, with the sink in the denominator, and writes out and lse of a block of rows.
 template <class S>
 __device__ __forceinline__ void finish(const Call& call, const Item& item, const Part<S>& part,
-                                       int warp, const Lane& lane) {
+                                       int block, int warp, const Lane& lane) {
   const int group = call.num_qo_heads / call.num_kv_heads;
   const Sinks sinks{call.sink_logits, call.sink_stride};
+  float scale = 1;  // of values, where it is one for the head
+  if constexpr (S::kIsFloat8) {
+    const Scales& values = call.value_scales;
+    if (!call.scales_per_token) scale = __ldg(values.data + item.head * values.head_stride);
+  }
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
-    const int row = 2 * lane.t + c;
+    const int row = block * kBlockRows + 2 * lane.t + c;
     if (row >= item.q_len * group) continue;
     const std::int64_t token = item.q_begin + row / group;
     const std::int64_t head = std::int64_t{item.head} * group + row % group;
@@ -122,19 +143,28 @@ __device__ __forceinline__ void finish(const Call& call, const Item& item, const
       if (sink != -INFINITY) sum = sum * own + (sink == next ? 1.0f : exp2_fast(sink - next));
       max = next;
     }
-    const float factor = sum > 0 ? own / sum : 0.0f;
+    const float factor = sum > 0 ? own / sum * scale : 0.0f;
     const std::int64_t at = token * call.out_token_stride + head * call.out_head_stride;
 #pragma unroll
     for (int s = 0; s < S::kOwnSteps; ++s) {
-      const int element = (warp * S::kOwnSteps + s) * 16 + lane.g;
+      const int element = (warp * S::kOwnSteps + s) * 16 + lane.g * S::kRowElements;
       const float4 out = part.out[s];
       store_out<S>(call, at + element, (c == 0 ? out.x : out.y) * factor);
-      store_out<S>(call, at + element + 8, (c == 0 ? out.z : out.w) * factor);
+      store_out<S>(call, at + element + S::kOtherHalf, (c == 0 ? out.z : out.w) * factor);
     }
     if (call.lse != nullptr && warp == 0 && lane.g == 0) {
       call.lse[token * call.lse_token_stride + head * call.lse_head_stride] =
           sum > 0 ? sinks.lse(head, max, sum) : -INFINITY;
     }
+  }
+}
+
+template <class S>
+__device__ __forceinline__ void finish(const Call& call, const Item& item, const Parts<S>& parts,
+                                       int warp, const Lane& lane) {
+#pragma unroll
+  for (int block = 0; block < S::kRowBlocks; ++block) {
+    finish(call, item, parts.rows[block], block, warp, lane);
   }
 }
 
@@ -146,15 +176,19 @@ class Publication {
  public:
   // Leaves an item's part in memory. REQUIRES that the one before is settled.
   __device__ __forceinline__ void publish(const Call& call, Shared<S>& shared, const Item& item,
-                                          const Part<S>& part, int warp, const Lane& lane) {
+                                          const Parts<S>& parts, int warp, const Lane& lane) {
     pending_ = item;
 #pragma unroll
-    for (int s = 0; s < S::kOwnSteps; ++s) {
-      __stcg(sums_of(call, item.chunk, warp, lane) + s * 32, part.out[s]);
-    }
-    if (warp == 0 && lane.g == 0) {
-      __stcg(stats_of(call, item.chunk, lane),
-             make_float4(part.max[0], part.sum[0], part.max[1], part.sum[1]));
+    for (int block = 0; block < S::kRowBlocks; ++block) {
+      const Part<S>& part = parts.rows[block];
+#pragma unroll
+      for (int s = 0; s < S::kOwnSteps; ++s) {
+        __stcg(sums_of(call, item.chunk, block, warp, lane) + s * 32, part.out[s]);
+      }
+      if (warp == 0 && lane.g == 0) {
+        __stcg(stats_of(call, item.chunk, block, lane),
+               make_float4(part.max[0], part.sum[0], part.max[1], part.sum[1]));
+      }
     }
     __syncwarp();
     if (lane.index == 0) arrive(address_of(shared.published));
@@ -167,31 +201,38 @@ class Publication {
     wait(address_of(shared.counted), parity_);
     parity_ ^= 1;
     if (shared.pending_is_last != 0) {
-      Part<S> merged;
-#pragma unroll 4
-      for (int chunk = 0; chunk < pending_.num_chunks; ++chunk) {
-        float4 out[S::kOwnSteps];
 #pragma unroll
-        for (int s = 0; s < S::kOwnSteps; ++s) {
-          out[s] = __ldcg(sums_of(call, chunk, warp, lane) + s * 32);
-        }
-        merged.add(__ldcg(stats_of(call, chunk, lane)), out);
-      }
-      finish(call, pending_, merged, warp, lane);
+      for (int block = 0; block < S::kRowBlocks; ++block) merge_chunks(call, block, warp, lane);
     }
     pending_.num_chunks = 0;
   }
 
  private:
+  __device__ __forceinline__ void merge_chunks(const Call& call, int block, int warp,
+                                               const Lane& lane) const {
+    Part<S> merged;
+#pragma unroll 4
+    for (int chunk = 0; chunk < pending_.num_chunks; ++chunk) {
+      float4 out[S::kOwnSteps];
+#pragma unroll
+      for (int s = 0; s < S::kOwnSteps; ++s) {
+        out[s] = __ldcg(sums_of(call, chunk, block, warp, lane) + s * 32);
+      }
+      merged.add(__ldcg(stats_of(call, chunk, block, lane)), out);
+    }
+    finish(call, pending_, merged, block, warp, lane);
+  }
   __device__ std::int64_t place(const Call& call, int chunk) const {
     return std::int64_t{pending_.partial} +
            std::int64_t{chunk - pending_.chunk} * call.num_kv_heads;
   }
-  __device__ float4* sums_of(const Call& call, int chunk, int warp, const Lane& lane) const {
-    return call.partials + (place(call, chunk) * S::kSteps + warp * S::kOwnSteps) * 32 + lane.index;
+  __device__ float4* sums_of(const Call& call, int chunk, int block, int warp,
+                             const Lane& lane) const {
+    const std::int64_t at = place(call, chunk) * S::kRowBlocks + block;
+    return call.partials + (at * S::kSteps + warp * S::kOwnSteps) * 32 + lane.index;
   }
-  __device__ float4* stats_of(const Call& call, int chunk, const Lane& lane) const {
-    return call.partial_stats + place(call, chunk) * 4 + lane.t;
+  __device__ float4* stats_of(const Call& call, int chunk, int block, const Lane& lane) const {
+    return call.partial_stats + (place(call, chunk) * S::kRowBlocks + block) * 4 + lane.t;
   }
 
   Item pending_{};

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "decode_call.h"
 #include "hopper.cuh"
@@ -12,7 +13,11 @@ inline constexpr int kMathWarps = 4;
 inline constexpr int kMathThreads = kMathWarps * 32;
 inline constexpr int kThreads = kMathThreads + 64;  // and a warp that schedules, one that loads
 inline constexpr int kItemSlots = 2;                // items under way
-inline constexpr int kRows = kMaxQueryRows;
+inline constexpr int kBlockRows = 8;                // query rows that one matrix product takes
+
+struct Float8 {  // e4m3
+  std::uint8_t bits;
+};
 
 // A piece of work: some tiles of keys for the queries of one row and one KV head.
 struct Item {
@@ -22,18 +27,37 @@ struct Item {
   int partial;  // its place among the partial results
 };
 
-template <class Type, int kHeadDim>
+// Queries of 16 bits over a cache of the same type, or of Float8; blocks of 8 query rows. A row's
+// bits do not depend on how many blocks there are.
+template <class Query, class Cache, int kHeadDim, int kBlocks>
 struct Shape {
-  using T = Type;
+  using T = Query;
+  static constexpr bool kIsFloat8 = std::is_same_v<Cache, Float8>;
+  using Factor = std::conditional_t<kIsFloat8, __half, T>;  // of products: exact for Float8
   static constexpr int kDim = kHeadDim;
-  static constexpr int kSteps = kDim / 16;  // of a product's 16 elements
-  static constexpr int kTileBytes = kTileTokens * kDim * 2;
-  static constexpr int kStages = kDim == 64 ? 6 : kDim == 128 ? 3 : 2;  // of each warp
-  static constexpr int kBlocksPerSm = kDim == 256 ? 1 : 2;
+  static constexpr int kRowBlocks = kBlocks;
+  static constexpr int kRows = kRowBlocks * kBlockRows;
+  static constexpr int kSteps = kDim / 16;                       // of a product's 16 elements
+  static constexpr int kUnits = kDim * int{sizeof(Cache)} / 16;  // of 16 bytes, a token
+  static constexpr int kBlockUnits = kUnits < 8 ? kUnits : 8;    // that a box has side by side
+  static constexpr int kTileBytes = kTileTokens * kUnits * 16;
+  // Where accumulators and queries take most registers of a thread, a block has a processor for
+  // itself.
+  static constexpr int kBlocksPerSm = kDim * kRowBlocks >= 256 ? 1 : 2;
+  // Of each warp: about as many bytes under way in any shape.
+  static constexpr int kStages = (kDim == 64    ? 6
+                                  : kDim == 128 ? 6 / kBlocksPerSm
+                                                : 2) *
+                                 (kIsFloat8 ? 2 : 1);
+  static constexpr int kMaxItemTiles = kIsFloat8 ? decode::kMaxItemTiles : kLongItemTiles;
   static constexpr int kOwnSteps = kSteps / kMathWarps;  // that a warp has of a merged result
+  // Row g of a matrix of accumulators is element kRowElements * g of its 16, row g + 8 the one
+  // kOtherHalf behind it (add_values).
+  static constexpr int kRowElements = kIsFloat8 ? 2 : 1;
+  static constexpr int kOtherHalf = kIsFloat8 ? 1 : 8;
 };
 
-// Boxes of 128 bytes a token are swizzled by the copy engine: they begin at multiples of 1,024.
+// Boxes are swizzled by the copy engine: they begin at multiples of 1,024.
 template <class S>
 struct alignas(1024) Shared {
   struct Stage {
@@ -41,10 +65,10 @@ struct alignas(1024) Shared {
     std::uint8_t values[S::kTileBytes];
   };
   Stage ring[kMathWarps][S::kStages];
-  alignas(128) typename S::T queries[kRows][S::kDim];  // of the item to come; then in registers
+  alignas(128) typename S::T queries[S::kRows][S::kDim];  // of the item to come; then in registers
   float4 exchange[kMathWarps][kMathWarps - 1][S::kOwnSteps][32];
-  float4 stats[kMathWarps][4];  // maximum and sum of two rows
-  alignas(16) std::int32_t pages[kItemSlots][kMaxItemTiles];
+  float4 stats[S::kRowBlocks][kMathWarps][4];  // maximum and sum of two rows
+  alignas(16) std::int32_t pages[kItemSlots][S::kMaxItemTiles];
   Item items[kItemSlots];
   std::uint64_t stage_full[kMathWarps][S::kStages], stage_empty[kMathWarps][S::kStages];
   std::uint64_t item_full[kItemSlots], item_empty[kItemSlots], queries_full, queries_empty;

@@ -170,6 +170,12 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return result;
 }
 
+__device__ __forceinline__ float log2_fast(float x) {
+  float result;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 template <class T>
 __device__ __forceinline__ T round_to(float x) {
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
@@ -189,6 +195,19 @@ __device__ __forceinline__ std::uint32_t pack(float low, float high) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
   }
   return result;
+}
+
+// Four elements of 8 bits (e4m3), the first in the lowest byte, as pairs of f16: exactly.
+__device__ __forceinline__ void widen(std::uint32_t bytes, std::uint32_t& first,
+                                      std::uint32_t& second) {
+  asm("{\n"
+      ".reg .b16 low, high;\n"
+      "mov.b32 {low, high}, %2;\n"
+      "cvt.rn.f16x2.e4m3x2 %0, low;\n"
+      "cvt.rn.f16x2.e4m3x2 %1, high;\n"
+      "}"
+      : "=r"(first), "=r"(second)
+      : "r"(bytes));
 }
 
 }  // namespace seqattn::decode

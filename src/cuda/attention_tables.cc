@@ -1,0 +1,96 @@
+#include "attention_tables.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "cuda_check.h"
+#include "message.h"
+#include "seqattn/error.h"
+#include "table_kernels.h"
+
+namespace seqattn {
+
+AttentionTables::AttentionTables(const ScheduleOptions& options)
+    : options_(options), keeps_sequences_(seqattn::keeps_sequences(options)) {}
+
+void AttentionTables::reserve_capacity(cudaStream_t stream) {
+  memory_.reserve(measure_schedule(options_, {}).layout.bytes, stream);
+}
+
+void AttentionTables::upload(const AttentionPlan& plan, Schedule schedule, cudaStream_t stream) {
+  const std::size_t bytes = schedule.used_bytes();
+  Staging::Slot* const slot = uploads_.take(bytes);
+  write_schedule(options_, plan, schedule, slot->host);
+  try {
+    // From here on the tables of the plan before may be gone.
+    schedule_.reset();
+    kept_rows_ = -1;
+    memory_.reserve(schedule.layout.bytes, stream);
+    SEQATTN_CUDA_CHECK(
+        cudaMemcpyAsync(memory_.data(), slot->host, bytes, cudaMemcpyHostToDevice, stream));
+  } catch (...) {
+    uploads_.release(slot, stream);
+    throw;
+  }
+  uploads_.release(slot, stream);
+  schedule_ = std::move(schedule);
+}
+
+bool AttentionTables::can_keep(std::span<const SequenceRow> rows) const noexcept {
+  if (!keeps_sequences_) return false;
+  std::int64_t num_pages = 0;
+  for (const SequenceRow& row : rows) num_pages += static_cast<std::int64_t>(row.pages.size());
+  return TableKeeper::room_for(static_cast<std::int64_t>(rows.size()), num_pages) <=
+         std::numeric_limits<std::int32_t>::max();
+}
+
+void AttentionTables::keep(std::span<const SequenceRow> rows, std::int64_t num_q_tokens,
+                           cudaStream_t stream) {
+  KeptBatch batch{.num_rows = static_cast<std::int64_t>(rows.size()), .num_q_tokens = num_q_tokens};
+  std::int64_t num_pages = 0;
+  for (const SequenceRow& row : rows) {
+    num_pages += static_cast<std::int64_t>(row.pages.size());
+    if (fixed_size() || row.q_len == 0) continue;
+    batch.max_q_len = std::max(batch.max_q_len, row.q_len);
+    batch.num_items += decode_items(options_.shape, {.kv_len = row.kv_len, .q_len = row.q_len});
+  }
+  batch.table_room = TableKeeper::least_room(batch.num_rows, num_pages) <= keeper_.room()
+                         ? keeper_.room()
+                         : TableKeeper::room_for(batch.num_rows, num_pages);
+  Schedule schedule = kept_schedule(options_, batch);
+  const ScheduleLayout& layout = schedule.layout;
+  if (kept_rows_ != layout.size.rows || keeper_.room() != layout.size.pages ||
+      layout.bytes > memory_.num_bytes()) {
+    keeper_.forget(layout.size.pages);
+  }
+  kept_rows_ = -1;  // until the device has what the keeper knows
+  const TableUpdate& update = keeper_.update(rows);
+  schedule_.reset();
+  memory_.reserve(layout.bytes, stream);
+  const auto ints = [&](std::size_t offset) {
+    return reinterpret_cast<std::int32_t*>(memory_.data() + offset);
+  };
+  launch_update_tables({.max_rows = static_cast<std::int32_t>(layout.size.rows),
+                        .page_indices = ints(layout.page_indices),
+                        .page_begin = ints(layout.page_indptr),
+                        .kv_len = ints(layout.kv_len),
+                        .q_position = ints(layout.q_position),
+                        .q_indptr = ints(layout.q_indptr),
+                        .item_indptr = ints(layout.item_indptr),
+                        .num_rows = ints(layout.totals) + kTotalRows,
+                        .num_tokens = ints(layout.totals) + kTotalTokens},
+                       update, std::min(options_.shape.window_left, decode::kMaxKeys),
+                       item_rule_of(options_.shape), updates_, stream);
+  kept_rows_ = layout.size.rows;
+  schedule_ = std::move(schedule);
+}
+
+const Schedule& AttentionTables::schedule() const {
+  require(
+      schedule_.has_value(),
+      "attention: the last call of plan failed on the device; expected one that succeeds first");
+  return *schedule_;
+}
+
+}  // namespace seqattn

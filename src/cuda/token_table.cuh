@@ -1,0 +1,139 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "backend.h"
+#include "token_kernels.h"
+
+// How kernels that move tokens between planes and tensors find what a thread has to move.
+namespace seqattn {
+
+inline constexpr int kTokenThreads = 256;  // a block
+inline constexpr int kVectorBytes = 16;
+
+// One plane and the tensor that it exchanges tokens with. Strides in bytes.
+struct TokenSide {
+  std::byte* plane;
+  std::int64_t page_stride, token_stride, head_stride;
+  std::byte* tensor;
+  std::int64_t tensor_token_stride, tensor_head_stride;
+  int head_dim;
+  int parts_per_head;  // that threads take one by one
+  Plane::Scales scales;
+
+  bool is_aligned() const {  // to vectors
+    return (reinterpret_cast<std::uintptr_t>(plane) | reinterpret_cast<std::uintptr_t>(tensor) |
+            static_cast<std::uintptr_t>(page_stride | token_stride | head_stride |
+                                        tensor_token_stride | tensor_head_stride)) %
+               kVectorBytes ==
+           0;
+  }
+};
+
+struct TokenSides {
+  TokenSide side[2];
+  int page_size;
+  int parts_per_token[2];  // of each side; 0 leaves it out
+  bool is_aligned() const { return side[0].is_aligned() && side[1].is_aligned(); }
+};
+
+// Where a token lies: a page, and a slot of it.
+struct TokenPlace {
+  std::int64_t page;
+  int slot;
+};
+
+#ifdef __CUDACC__
+
+__device__ inline std::int32_t row_of(const TokenTable& table, std::int32_t token) {
+  // Decoding: a token a row, found without the loads of a search, which wait for each other.
+  if (token < table.num_rows && table.indptr[token] == token && table.indptr[token + 1] > token) {
+    return token;
+  }
+  std::int32_t low = 0, high = table.num_rows;  // indptr[low] <= token < indptr[high]
+  while (high - low > 1) {
+    const std::int32_t middle = (low + high) / 2;
+    if (table.indptr[middle] <= token) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+__device__ inline TokenPlace place_of(const TokenTable& table, std::int64_t token, int page_size) {
+  const std::int32_t row = row_of(table, static_cast<std::int32_t>(token));
+  const std::int64_t position = table.begin[row] + token - table.indptr[row];
+  return {table.page_indices[table.page_begin[row] + position / page_size],
+          static_cast<int>(position % page_size)};
+}
+
+// Calls body(side, place, head, part, slot, element) for what this thread has of the block's whole
+// tokens: a part of a head, the head's bytes in the plane, and its elements in the tensor.
+template <class Body>
+__device__ __forceinline__ void for_each_part(const TokenSides& sides, const TokenTable& table,
+                                              int tokens_per_block, const Body& body) {
+  const std::int64_t num_tokens =
+      table.num_tokens_device != nullptr ? *table.num_tokens_device : table.num_tokens;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * tokens_per_block;
+  const int per_token = sides.parts_per_token[0] + sides.parts_per_token[1];
+  for (int i = threadIdx.x; i < tokens_per_block * per_token; i += kTokenThreads) {
+    const std::int64_t token = first + i / per_token;
+    if (token >= num_tokens) return;
+    const int in_token = i % per_token;
+    const int which = in_token >= sides.parts_per_token[0] ? 1 : 0;
+    const int in_side = which == 0 ? in_token : in_token - sides.parts_per_token[0];
+    const TokenSide& side = sides.side[which];
+    const int head = in_side / side.parts_per_head;
+    const TokenPlace place = place_of(table, token, sides.page_size);
+    std::byte* const slot = side.plane + place.page * side.page_stride +
+                            place.slot * side.token_stride + head * side.head_stride;
+    std::byte* const element =
+        side.tensor + token * side.tensor_token_stride + head * side.tensor_head_stride;
+    body(side, place, head, in_side % side.parts_per_head, slot, element);
+  }
+}
+
+#endif
+
+// Keys and values of a launch; parts_of(plane) says how many parts a head has.
+template <class PartsOf>
+TokenSides make_sides(std::span<const Plane> planes, std::span<const TensorView> tensors,
+                      const PartsOf& parts_of) {
+  TokenSides sides{};
+  sides.page_size = planes[0].page_size;
+  for (std::size_t i = 0; i < 2; ++i) {
+    const Plane& plane = planes[i];
+    const TensorView& tensor = tensors[i];
+    const std::int64_t bytes = size_of(tensor.dtype);
+    sides.side[i] = {plane.data,
+                     plane.page_stride,
+                     plane.token_stride,
+                     plane.head_stride,
+                     static_cast<std::byte*>(tensor.data),
+                     tensor.strides[0] * bytes,
+                     tensor.strides[1] * bytes,
+                     plane.head_dim,
+                     parts_of(plane),
+                     plane.scales};
+    sides.parts_per_token[i] = plane.num_heads * sides.side[i].parts_per_head;
+  }
+  return sides;
+}
+
+// The blocks of such a launch, and the tokens that each takes.
+struct TokenGrid {
+  unsigned blocks;
+  int tokens_per_block;
+  TokenGrid(const TokenSides& sides, std::int64_t num_tokens)
+      : tokens_per_block(std::max(
+            1, 2 * kTokenThreads / (sides.parts_per_token[0] + sides.parts_per_token[1]))) {
+    blocks = static_cast<unsigned>((num_tokens + tokens_per_block - 1) / tokens_per_block);
+  }
+};
+
+}  // namespace seqattn
