@@ -13,21 +13,24 @@ struct RowLengths {
 
 enum class Group { kAppend, kDecode, kPrefill };
 
-// One case: a batch, and what is expected of it (0: nothing). bfloat16, pages of 16, head_dim 128.
+// One case: a batch, and what is expected of it (0: nothing). bfloat16, also where the cache is of
+// 8 bits, pages of 16, head_dim 128.
 struct CaseSpec {
   Group group = Group::kDecode;
   std::string name;
   int num_qo_heads = 32;
   int num_kv_heads = 8;
   std::vector<RowLengths> rows;
+  bool is_float8 = false;          // the cache: e4m3, all scales 1
   bool is_skewed = false;          // FlashInfer with a fixed split is measured as well
   double least_of_ceiling = 0;     // of the memory's: share
   double least_of_flashinfer = 0;  // speed over FlashInfer's
 
-  std::string full_name() const;  // "decode/1x32k"
+  std::string full_name() const;  // "decode/1x32k", "decode/(8,1)/1x32k"
   std::int64_t num_q_tokens() const;
   std::int64_t num_kv_tokens() const;
-  double kv_bytes() const;      // of keys and values, all rows
+  std::int64_t element_bytes() const { return is_float8 ? 1 : 2; }  // of the cache
+  double kv_bytes() const;                                          // of keys and values, all rows
   double append_bytes() const;  // read and written for the new tokens
   double causal_flops() const;
 };

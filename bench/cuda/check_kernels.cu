@@ -1,4 +1,6 @@
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 #include <algorithm>
 
@@ -25,13 +27,23 @@ __device__ std::uint64_t mix(std::uint64_t x) {  // the finaliser of splitmix64
   return x ^ (x >> 31);
 }
 
-__global__ void fill(__nv_bfloat16* to, std::int64_t count, std::uint64_t seed) {
+__device__ inline void round_to(float x, __nv_bfloat16& to) { to = __float2bfloat16_rn(x); }
+__device__ inline void round_to(float x, __nv_fp8_e4m3& to) { to = __nv_fp8_e4m3(x); }
+__device__ inline double to_double(__nv_bfloat16 x) {
+  return static_cast<double>(__bfloat162float(x));
+}
+__device__ inline double to_double(__nv_fp8_e4m3 x) {
+  return static_cast<double>(static_cast<float>(x));
+}
+
+template <class T>
+__global__ void fill(T* to, std::int64_t count, std::uint64_t seed) {
   const std::int64_t step = std::int64_t{gridDim.x} * kThreads;
   for (std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += step) {
     const std::uint64_t bits = mix(seed ^ mix(static_cast<std::uint64_t>(i)));
     const float u = (static_cast<float>(bits >> 40) + 0.5f) * 0x1p-24f;
     const float angle = static_cast<float>(bits & 0xffffff) * 0x1p-23f;
-    to[i] = __float2bfloat16_rn(sqrtf(-2 * logf(u)) * cospif(angle));
+    round_to(sqrtf(-2 * logf(u)) * cospif(angle), to[i]);
   }
 }
 
@@ -66,6 +78,7 @@ struct State {
 };
 
 // A block for each (sample, head); its warps take keys in turn, its lanes four dimensions each.
+template <class T>
 __global__ void __launch_bounds__(kThreads)
     reference(PagedCache cache, const __nv_bfloat16* q, int num_qo_heads, const Sample* samples,
               double* out) {
@@ -73,21 +86,21 @@ __global__ void __launch_bounds__(kThreads)
   const int head = blockIdx.y, kv_head = head / (num_qo_heads / cache.num_kv_heads);
   const int warp = threadIdx.x / 32, first = threadIdx.x % 32 * kPerLane;
   const Sample sample = samples[blockIdx.x];
-  const auto* keys = static_cast<const __nv_bfloat16*>(cache.keys);
-  const auto* values = static_cast<const __nv_bfloat16*>(cache.values);
+  const auto* keys = static_cast<const T*>(cache.keys);
+  const auto* values = static_cast<const T*>(cache.values);
   const __nv_bfloat16* query =
       q + (static_cast<std::int64_t>(sample.token) * num_qo_heads + head) * kHeadDim + first;
   double scaled[kPerLane];
   for (int d = 0; d < kPerLane; ++d) {
-    scaled[d] = static_cast<double>(__bfloat162float(query[d])) / sqrt(double{kHeadDim});
+    scaled[d] = to_double(query[d]) / sqrt(double{kHeadDim});
   }
   State state;
   for (int key = warp; key < sample.num_keys; key += kWarps) {
     const std::int64_t slot = slot_of(cache, sample.row, key, kv_head) + first;
     double logit = 0, value[kPerLane];
     for (int d = 0; d < kPerLane; ++d) {
-      logit += scaled[d] * static_cast<double>(__bfloat162float(keys[slot + d]));
-      value[d] = static_cast<double>(__bfloat162float(values[slot + d]));
+      logit += scaled[d] * to_double(keys[slot + d]);
+      value[d] = to_double(values[slot + d]);
     }
     for (int offset = 16; offset > 0; offset /= 2) {
       logit += __shfl_xor_sync(0xffffffff, logit, offset);
@@ -144,6 +157,11 @@ void fill_normal(void* to, std::int64_t count, std::uint64_t seed, cudaStream_t 
   SEQATTN_BENCH_CHECK(cudaGetLastError());
 }
 
+void fill_normal_float8(void* to, std::int64_t count, std::uint64_t seed, cudaStream_t stream) {
+  fill<<<blocks_for(count), kThreads, 0, stream>>>(static_cast<__nv_fp8_e4m3*>(to), count, seed);
+  SEQATTN_BENCH_CHECK(cudaGetLastError());
+}
+
 std::int64_t count_not_finite(const void* values, std::int64_t count, cudaStream_t stream) {
   return counted(stream, [&](unsigned long long* errors) {
     count_bad<<<blocks_for(count), kThreads, 0, stream>>>(static_cast<const __nv_bfloat16*>(values),
@@ -155,8 +173,10 @@ void reference_attention(const PagedCache& cache, const void* q, int num_qo_head
                          const Sample* samples, std::int64_t num_samples, double* out,
                          cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(num_samples), static_cast<unsigned>(num_qo_heads));
-  reference<<<grid, kThreads, 0, stream>>>(cache, static_cast<const __nv_bfloat16*>(q),
-                                           num_qo_heads, samples, out);
+  const auto kernel =
+      cache.element_bytes == 1 ? reference<__nv_fp8_e4m3> : reference<__nv_bfloat16>;
+  kernel<<<grid, kThreads, 0, stream>>>(cache, static_cast<const __nv_bfloat16*>(q), num_qo_heads,
+                                        samples, out);
   SEQATTN_BENCH_CHECK(cudaGetLastError());
 }
 

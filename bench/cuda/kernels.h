@@ -5,14 +5,15 @@
 #include <cstdint>
 
 // The benchmark's own kernels: random content, checks in double precision, ceilings. All take
-// bfloat16 and head_dim 128, and caches of [pages, page_size, num_kv_heads, 128]. A launch that
-// fails throws.
+// bfloat16 and head_dim 128, and caches of [pages, page_size, num_kv_heads, 128], which may be of
+// 8 bits (e4m3). A launch that fails throws.
 namespace seqattn::bench {
 
 inline constexpr int kHeadDim = 128;
 
 // Normally distributed numbers.
 void fill_normal(void* to, std::int64_t count, std::uint64_t seed, cudaStream_t stream);
+void fill_normal_float8(void* to, std::int64_t count, std::uint64_t seed, cudaStream_t stream);
 
 // How many elements are NaN or infinite; waits for the stream.
 std::int64_t count_not_finite(const void* values, std::int64_t count, cudaStream_t stream);
@@ -25,6 +26,7 @@ struct PagedCache {
   const std::int32_t* page_indptr = nullptr;
   int page_size = 0;
   int num_kv_heads = 0;
+  int element_bytes = 2;
 };
 
 // A query of the batch: its row, and the keys that it sees, from the first on.

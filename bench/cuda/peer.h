@@ -7,8 +7,9 @@
 #include <vector>
 
 // FlashInfer as its users have it: its own planners and launch functions, for bfloat16, head_dim
-// 128, causal. Plain types, since the headers of FA2 and FA3 must not meet in one file. Everything
-// here throws std::exception for what FlashInfer refuses, and returns the device's status.
+// 128, causal, the cache bfloat16 or of 8 bits. Plain types, since the headers of FA2 and FA3 must
+// not meet in one file. Everything here throws std::exception for what FlashInfer refuses, and
+// returns the device's status.
 namespace seqattn::bench {
 
 inline constexpr int kPeerHeadDim = 128;
@@ -18,6 +19,7 @@ struct PeerBatch {
   int num_qo_heads = 0;
   int num_kv_heads = 0;
   int page_size = 0;
+  bool is_float8 = false;                                   // the cache (e4m3); of FA2 alone
   std::vector<std::int32_t> q_indptr, page_indptr, kv_len;  // host
   const std::int32_t* page_indices_device = nullptr;
   const std::int32_t* page_indptr_device = nullptr;

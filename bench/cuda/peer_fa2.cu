@@ -1,5 +1,6 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 #include <algorithm>
 #include <cmath>
@@ -17,7 +18,8 @@ namespace seqattn::bench {
 namespace {
 
 using T = nv_bfloat16;
-using Params = flashinfer::BatchPrefillPagedParams<T, T, T, std::int32_t>;
+template <class Cache>
+using Params = flashinfer::BatchPrefillPagedParams<T, Cache, T, std::int32_t>;
 using Variant =
     flashinfer::DefaultAttention</*use_custom_mask=*/false, /*use_sliding_window=*/false,
                                  /*use_logits_soft_cap=*/false, /*use_alibi=*/false>;
@@ -25,50 +27,38 @@ static_assert(sizeof(flashinfer::PrefillPlanInfo) <= sizeof(PeerPlan));
 
 std::int32_t* ints(const std::int32_t* from) { return const_cast<std::int32_t*>(from); }
 
-flashinfer::paged_kv_t<T, std::int32_t> cache_of(const PeerBatch& batch,
-                                                 const PeerTensors& tensors) {
+template <class Cache>
+flashinfer::paged_kv_t<Cache, std::int32_t> cache_of(const PeerBatch& batch,
+                                                     const PeerTensors& tensors) {
   return {static_cast<std::uint32_t>(batch.num_kv_heads),
           static_cast<std::uint32_t>(batch.page_size),
           kPeerHeadDim,
           static_cast<std::uint32_t>(batch.num_rows()),
           flashinfer::QKVLayout::kNHD,
-          static_cast<T*>(tensors.keys),
-          static_cast<T*>(tensors.values),
+          static_cast<Cache*>(tensors.keys),
+          static_cast<Cache*>(tensors.values),
           ints(batch.page_indices_device),
           ints(batch.page_indptr_device),
           ints(batch.last_page_len_device)};
 }
 
-template <int kTile>
-cudaError_t launch(Params& params, T* partial_out, float* partial_lse, cudaStream_t stream) {
+template <int kTile, class Cache>
+cudaError_t launch(Params<Cache>& params, T* partial_out, float* partial_lse, cudaStream_t stream) {
   return flashinfer::BatchPrefillWithPagedKVCacheDispatched<
       kTile, kPeerHeadDim, kPeerHeadDim, flashinfer::PosEncodingMode::kNone,
       /*USE_FP16_QK_REDUCTION=*/false, flashinfer::MaskMode::kCausal, Variant>(
       params, partial_out, partial_lse, /*enable_pdl=*/true, stream);  // as its own wrapper
 }
 
-}  // namespace
-
-cudaError_t plan_fa2(const PeerBatch& batch, const PeerWorkspace& workspace, int fixed_split,
-                     PeerPlan* plan, cudaStream_t stream) {
-  auto* const info = new (plan->bytes) flashinfer::PrefillPlanInfo();
-  return flashinfer::PrefillPlan<std::int32_t>(
-      workspace.floats, workspace.float_bytes, workspace.ints, workspace.pinned,
-      workspace.int_bytes, *info, ints(batch.q_indptr.data()), ints(batch.page_indptr.data()),
-      batch.num_q_tokens(), batch.num_rows(), batch.num_qo_heads, batch.num_kv_heads, kPeerHeadDim,
-      kPeerHeadDim, batch.page_size, /*enable_cuda_graph=*/false, sizeof(T), /*window_left=*/-1,
-      /*fixed_split_size=*/fixed_split > 0 ? fixed_split / batch.page_size : -1,
-      /*disable_split_kv=*/false, /*num_colocated_ctas=*/0, /*uniform_q_len=*/0, stream);
-}
-
-cudaError_t run_fa2(const PeerBatch& batch, const PeerWorkspace& workspace, const PeerPlan& plan,
-                    const PeerTensors& tensors, cudaStream_t stream) {
+template <class Cache>
+cudaError_t run(const PeerBatch& batch, const PeerWorkspace& workspace, const PeerPlan& plan,
+                const PeerTensors& tensors, cudaStream_t stream) {
   const auto& info = *reinterpret_cast<const flashinfer::PrefillPlanInfo*>(plan.bytes);
-  Params params(static_cast<T*>(tensors.q), cache_of(batch, tensors), nullptr,
-                ints(batch.q_indptr_device), nullptr, nullptr, static_cast<T*>(tensors.out),
-                nullptr, nullptr, batch.num_qo_heads, batch.num_qo_heads * kPeerHeadDim,
-                kPeerHeadDim, /*window_left=*/-1, /*logits_soft_cap=*/0.0f,
-                1 / std::sqrt(static_cast<float>(kPeerHeadDim)), 1.0f, 1e4f);
+  Params<Cache> params(static_cast<T*>(tensors.q), cache_of<Cache>(batch, tensors), nullptr,
+                       ints(batch.q_indptr_device), nullptr, nullptr, static_cast<T*>(tensors.out),
+                       nullptr, nullptr, batch.num_qo_heads, batch.num_qo_heads * kPeerHeadDim,
+                       kPeerHeadDim, /*window_left=*/-1, /*logits_soft_cap=*/0.0f,
+                       1 / std::sqrt(static_cast<float>(kPeerHeadDim)), 1.0f, 1e4f);
   const auto at = [&](std::int64_t offset) {
     return flashinfer::GetPtrFromBaseOffset<std::int32_t>(workspace.ints, offset);
   };
@@ -98,11 +88,31 @@ cudaError_t run_fa2(const PeerBatch& batch, const PeerWorkspace& workspace, cons
   }
 }
 
+}  // namespace
+
+cudaError_t plan_fa2(const PeerBatch& batch, const PeerWorkspace& workspace, int fixed_split,
+                     PeerPlan* plan, cudaStream_t stream) {
+  auto* const info = new (plan->bytes) flashinfer::PrefillPlanInfo();
+  return flashinfer::PrefillPlan<std::int32_t>(
+      workspace.floats, workspace.float_bytes, workspace.ints, workspace.pinned,
+      workspace.int_bytes, *info, ints(batch.q_indptr.data()), ints(batch.page_indptr.data()),
+      batch.num_q_tokens(), batch.num_rows(), batch.num_qo_heads, batch.num_kv_heads, kPeerHeadDim,
+      kPeerHeadDim, batch.page_size, /*enable_cuda_graph=*/false, sizeof(T), /*window_left=*/-1,
+      /*fixed_split_size=*/fixed_split > 0 ? fixed_split / batch.page_size : -1,
+      /*disable_split_kv=*/false, /*num_colocated_ctas=*/0, /*uniform_q_len=*/0, stream);
+}
+
+cudaError_t run_fa2(const PeerBatch& batch, const PeerWorkspace& workspace, const PeerPlan& plan,
+                    const PeerTensors& tensors, cudaStream_t stream) {
+  return batch.is_float8 ? run<__nv_fp8_e4m3>(batch, workspace, plan, tensors, stream)
+                         : run<T>(batch, workspace, plan, tensors, stream);
+}
+
 cudaError_t append_by_flashinfer(const PeerBatch& batch, const PeerTensors& tensors,
                                  const PeerAppend& append, cudaStream_t stream) {
   const std::size_t token_stride = static_cast<std::size_t>(batch.num_kv_heads) * kPeerHeadDim;
   return flashinfer::AppendPagedKVCache<T, std::int32_t>(
-      cache_of(batch, tensors), static_cast<T*>(const_cast<void*>(append.keys)),
+      cache_of<T>(batch, tensors), static_cast<T*>(const_cast<void*>(append.keys)),
       static_cast<T*>(const_cast<void*>(append.values)), ints(append.batch_indices_device),
       ints(append.positions_device), append.num_tokens, token_stride, kPeerHeadDim, token_stride,
       kPeerHeadDim, stream);

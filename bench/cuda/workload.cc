@@ -68,6 +68,7 @@ void Workload::make_tables() {
   peer_.num_qo_heads = spec_.num_qo_heads;
   peer_.num_kv_heads = spec_.num_kv_heads;
   peer_.page_size = kPageSize;
+  peer_.is_float8 = spec_.is_float8;
   peer_.q_indptr = q_indptr_;
   peer_.page_indptr = page_indptr_;
   peer_.page_indices_device = tables_[0].as<std::int32_t>();
@@ -83,13 +84,15 @@ void Workload::make_cache(int num_layers) {
   config.num_heads = spec_.num_kv_heads;
   config.head_dim = kHeadDim;
   config.num_layers = num_layers;
-  config.dtype = DType::kBFloat16;
+  config.dtype = spec_.is_float8 ? DType::kFloat8E4M3 : DType::kBFloat16;
   config.device = cuda(0);
   manager_ = std::make_unique<PagedKVCacheManager>(config);
   for (int layer = 0; layer < num_layers; ++layer) {
     const auto seed = static_cast<std::uint64_t>(layer);
-    fill_normal(manager_->key_cache(layer).data, layer_bytes() / 2, 100 + seed, nullptr);
-    fill_normal(manager_->value_cache(layer).data, layer_bytes() / 2, 1000 + seed, nullptr);
+    const auto fill = spec_.is_float8 ? fill_normal_float8 : fill_normal;
+    const std::int64_t elements = layer_bytes() / spec_.element_bytes();
+    fill(manager_->key_cache(layer).data, elements, 100 + seed, nullptr);
+    fill(manager_->value_cache(layer).data, elements, 1000 + seed, nullptr);
   }
 }
 
@@ -130,7 +133,8 @@ PagedCache Workload::cache(int run) const {
           .page_indices = tables_[0].as<std::int32_t>(),
           .page_indptr = tables_[1].as<std::int32_t>(),
           .page_size = kPageSize,
-          .num_kv_heads = spec_.num_kv_heads};
+          .num_kv_heads = spec_.num_kv_heads,
+          .element_bytes = static_cast<int>(spec_.element_bytes())};
 }
 
 PeerTensors Workload::peer_tensors(int run) const {
@@ -146,7 +150,7 @@ PeerTensors Workload::peer_tensors(int run) const {
 }
 
 std::int64_t Workload::layer_bytes() const {
-  return pool_pages_ * kPageSize * spec_.num_kv_heads * kHeadDim * 2;
+  return pool_pages_ * kPageSize * spec_.num_kv_heads * kHeadDim * spec_.element_bytes();
 }
 
 }  // namespace seqattn::bench
