@@ -136,10 +136,14 @@ def plot(report: dict, path: Path) -> None:
         if group == "decode":
             axis.axhline(report["read_gb_s"], color="black", linewidth=1, linestyle="--", label="read ceiling")
         ticks = [at + 0.4 - width / 2 for at in range(len(cases))]
-        labels = [case["case"] if case["num_kv_heads"] == 8 else f"{case['case']} (8,1)" for case in cases]
+        heads = [(case["num_qo_heads"], case["num_kv_heads"]) for case in cases]
+        labels = [
+            case["case"] if pair == (32, 8) else f"{case['case']} ({pair[0]},{pair[1]})"
+            for case, pair in zip(cases, heads, strict=True)
+        ]
         axis.set_xticks(ticks, labels, rotation=35, ha="right", fontsize=8)
         axis.set_ylabel(label)
-        axis.set_title(f"{group}, bfloat16")
+        axis.set_title(f"{group}, queries of bfloat16" if group == "decode" else f"{group}, bfloat16")
         axis.legend(fontsize=8)
     figure.suptitle(f"{report['device']}, commit {report['commit']}", fontsize=9)
     figure.tight_layout()

@@ -64,6 +64,7 @@ class PagedModel:
         )
         if self._on_device:
             self._forward = smollm2_torch.Forward(model, args.device)
+            self._q_dtype = smollm2_torch.dtype("bfloat16") if args.kv_dtype == "float8_e4m3fn" else dtype
         self.sequences = seqattn.CacheDescriptor(manager)
         self.attention = seqattn.BatchAttention(manager, num_qo_heads=model.num_heads, num_threads=args.threads)
         self.attention_seconds = 0.0
@@ -96,8 +97,8 @@ class PagedModel:
         """One layer: the new keys and values go into the pages, then the queries read all that stands there."""
         started = time.perf_counter()
         self.attention.append_kv(k, v, layer=layer)
-        if self._on_device:  # its kernels take q in the cache's type, and out may be float32
-            out = self.attention.run(q.to(self.attention.cache_manager.dtype), out=q.new_empty(q.shape), layer=layer)
+        if self._on_device:  # its kernels take q in the cache's type, over 8 bits in one of 16; out may be float32
+            out = self.attention.run(q.to(self._q_dtype), out=q.new_empty(q.shape), layer=layer)
         else:
             out = self.attention.run(q, layer=layer)
         self.attention_seconds += time.perf_counter() - started

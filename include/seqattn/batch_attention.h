@@ -117,9 +117,11 @@ class SEQATTN_EXPORT BatchAttention {
   // plan(sequences.pack_for_flashinfer(seq_ids), qo_indptr, {}, stream), with the same outputs, bit
   // by bit. Where a device has our own kernel for all rows of the batch (docs/cuda.md), nothing is
   // packed: page tables stay on the device from plan to plan, a plan sends lengths and what is new
-  // in the tables, O(rows + new pages), and the device works out the rest. Changing a sequence
-  // afterwards does not change the plan. Throws UnknownSequenceError, and InvalidArgumentError for
-  // a descriptor of another pool, too.
+  // in the tables, O(rows + new pages), and the device works out the rest. A batch is packed where
+  // a row has a window, a tree or no keys, where the capacity leaves room for other kernels, and
+  // for good once a caller has called `unref` or `adopt` on the pool; in debug builds it is packed
+  // besides. Changing a sequence afterwards does not change the plan. Throws UnknownSequenceError,
+  // and InvalidArgumentError for a descriptor of another pool, too.
   void plan_sequences(const CacheDescriptor& sequences, SeqIds seq_ids,
                       ListView<std::int32_t> qo_indptr, Stream stream = {});
 
@@ -128,12 +130,14 @@ class SEQATTN_EXPORT BatchAttention {
   void append_kv(const TensorView& keys, const TensorView& values, int layer = 0,
                  Stream stream = {}) const;
 
-  // q    [total_q_tokens, num_qo_heads, head_dim], cache dtype or, on a CPU, float32; over an 8-bit
-  //      cache float16, bfloat16 or float32
-  // out  [total_q_tokens, num_qo_heads, head_dim_v], likewise
+  // q    [total_q_tokens, num_qo_heads, head_dim], cache dtype, over an 8-bit cache float16 or
+  //      bfloat16; on a CPU float32 too
+  // out  [total_q_tokens, num_qo_heads, head_dim_v]: on a CPU any type that q may have, on a device
+  //      that of q or float32
   // The memory ranges of out and lse may meet neither each other nor an input nor the cache. Throws
   // InvalidArgumentError without a plan, for tensors of another shape, dtype, stride or device, a
-  // read-only output, ranges that meet. O(q tokens x kv tokens x heads x head_dim). On a device it
+  // read-only output, ranges that meet; UnsupportedError for types that a device has no kernel for.
+  // O(q tokens x kv tokens x heads x head_dim). On a device it
   // returns before the work is done.
   void run(const TensorView& q, const TensorView& out, const RunOptions& options = {},
            int layer = 0, Stream stream = {}) const;

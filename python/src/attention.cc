@@ -237,10 +237,11 @@ void bind_calls(nb::class_<Attention>& cls) {
                   "None"),
           "plan(sequences.pack_for_flashinfer(seq_ids), qo_indptr), with the same outputs, bit by "
           "bit.\n\n"
-          "On a device that has our own kernel, rows that it serves (docs/cuda.md) have their page "
-          "tables kept there: the call then sends lengths and what is new in the tables. Changing "
-          "a sequence afterwards does not change the plan. Raises UnknownSequenceError; "
-          "InvalidArgumentError as plan does, and for a descriptor of another pool.")
+          "Where a device's own kernel serves every row (docs/cuda.md), page tables stay on the "
+          "device, and the call sends lengths and what is new in them; any other batch is packed. "
+          "Changing a sequence afterwards does not change the plan. Raises UnknownSequenceError; "
+          "InvalidArgumentError as plan does, and for a descriptor of another pool. Keeps the GIL: "
+          "no sequence changes meanwhile.")
       .def("append_kv", &append_kv, "keys"_a.none(), "values"_a.none(), "layer"_a.none() = 0,
            nb::sig("def append_kv(self, keys: typing.Any, values: typing.Any, layer: "
                    "typing.SupportsIndex = 0) -> None"),
@@ -258,7 +259,8 @@ void bind_calls(nb::class_<Attention>& cls) {
            "q [total_q_tokens, num_qo_heads, head_dim] -> out [.., head_dim_v], in q's dtype "
            "unless given.\n\n"
            "q and out, each: the cache's dtype or float32; over float8_e4m3fn float32, float16 or "
-           "bfloat16. A query that sees no key gives 0 and an "
+           "bfloat16. A CUDA device takes no q of float32, and gives out in q's dtype or float32. "
+           "A query that sees no key gives 0 and an "
            "LSE of -inf (with sink_logits: 0 and the sink's logit). With max_q_tokens, rows behind "
            "the batch's are not written: those of a new out hold whatever its memory held.\n\n"
            "Returns out, or (out, lse) with return_lse or lse: float32 [total_q_tokens, "

@@ -175,7 +175,9 @@ void bind_scales(nb::class_<Manager>& cls) {
           "as x / scale and read as element * scale; the greatest magnitude over 448 makes use of "
           "the whole range.\n\n"
           "Raises InvalidArgumentError, having changed nothing, for another cache or count, a "
-          "scale beyond 1.18e-38 to 7.59e35, and while pages are in use.")
+          "scale beyond 1.18e-38 to 7.59e35, and while pages are in use. On a device wait for what "
+          "is "
+          "enqueued first.")
       .def("key_scales", &scales_of<&PagedKVCacheManager::key_scales>, "layer"_a.none() = 0,
            nb::sig("def key_scales(self, layer: typing.SupportsIndex = 0) -> typing.Any"),
            "The scales of a layer's keys, float32: [num_heads], a copy (of numpy a read-only one); "

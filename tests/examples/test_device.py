@@ -45,7 +45,10 @@ def test_the_layers_are_those_of_numpy(model):
     np.testing.assert_allclose(logits.numpy(), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("dtype", ["float32", "f16", "bf16"])
+needs_float8 = pytest.mark.skipif(not hasattr(torch, "float8_e4m3fn"), reason="this torch has no float8_e4m3fn")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "f16", "bf16", pytest.param("fp8", marks=needs_float8)])
 def test_answers_with_torchs_layers(model_path, dtype, capsys):
     # torch's name for the CPU takes the way that a GPU takes.
     arguments = ["--model", str(model_path), "--device", "cpu:0", "--kv-dtype", dtype, "--check", "--json"]
