@@ -292,7 +292,7 @@ class PagedKVCacheManager:
         """
         Sets the scales of one layer, and of no other, of a float8_e4m3fn cache with kv_scaling "fixed", which are 1 until then: a number for all KV heads, or one for each. x is stored as x / scale and read as element * scale; the greatest magnitude over 448 makes use of the whole range.
 
-        Raises InvalidArgumentError, having changed nothing, for another cache or count, a scale beyond 1.18e-38 to 7.59e35, and while pages are in use.
+        Raises InvalidArgumentError, having changed nothing, for another cache or count, a scale beyond 1.18e-38 to 7.59e35, and while pages are in use. On a device wait for what is enqueued first.
         """
 
     def key_scales(self, layer: SupportsIndex = 0) -> Any:
@@ -663,7 +663,7 @@ class BatchAttention:
         """
         plan(sequences.pack_for_flashinfer(seq_ids), qo_indptr), with the same outputs, bit by bit.
 
-        On a device that has our own kernel, rows that it serves (docs/cuda.md) have their page tables kept there: the call then sends lengths and what is new in the tables. Changing a sequence afterwards does not change the plan. Raises UnknownSequenceError; InvalidArgumentError as plan does, and for a descriptor of another pool.
+        Where a device's own kernel serves every row (docs/cuda.md), page tables stay on the device, and the call sends lengths and what is new in them; any other batch is packed. Changing a sequence afterwards does not change the plan. Raises UnknownSequenceError; InvalidArgumentError as plan does, and for a descriptor of another pool. Keeps the GIL: no sequence changes meanwhile.
         """
 
     def append_kv(self, keys: Any, values: Any, layer: SupportsIndex = 0) -> None:
@@ -677,7 +677,7 @@ class BatchAttention:
         """
         q [total_q_tokens, num_qo_heads, head_dim] -> out [.., head_dim_v], in q's dtype unless given.
 
-        q and out, each: the cache's dtype or float32; over float8_e4m3fn float32, float16 or bfloat16. A query that sees no key gives 0 and an LSE of -inf (with sink_logits: 0 and the sink's logit). With max_q_tokens, rows behind the batch's are not written: those of a new out hold whatever its memory held.
+        q and out, each: the cache's dtype or float32; over float8_e4m3fn float32, float16 or bfloat16. A CUDA device takes no q of float32, and gives out in q's dtype or float32. A query that sees no key gives 0 and an LSE of -inf (with sink_logits: 0 and the sink's logit). With max_q_tokens, rows behind the batch's are not written: those of a new out hold whatever its memory held.
 
         Returns out, or (out, lse) with return_lse or lse: float32 [total_q_tokens, num_qo_heads], the natural log of the sum of exp(logits). sink_logits: float32 [num_qo_heads], one logit a head that joins the softmax denominator. Raises InvalidArgumentError without a plan, for tensors of another shape, dtype or device, a read-only output. Leaves the GIL.
         """
