@@ -137,8 +137,7 @@ class SEQATTN_EXPORT BatchAttention {
   // The memory ranges of out and lse may meet neither each other nor an input nor the cache. Throws
   // InvalidArgumentError without a plan, for tensors of another shape, dtype, stride or device, a
   // read-only output, ranges that meet; UnsupportedError for types that a device has no kernel for.
-  // O(q tokens x kv tokens x heads x head_dim). On a device it
-  // returns before the work is done.
+  // O(q tokens x kv tokens x heads x head_dim). On a device it returns before the work is done.
   void run(const TensorView& q, const TensorView& out, const RunOptions& options = {},
            int layer = 0, Stream stream = {}) const;
 

@@ -80,7 +80,7 @@ FlashInferPackedData::FlashInferPackedData(std::vector<std::int32_t> kv_page_ind
 std::int64_t FlashInferPackedData::kv_len(std::int64_t row, int page_size) const {
   require(row >= 0 && row < batch_size(), "row: got ", row, "; expected 0 <= row < ", batch_size());
   const std::int64_t num_pages = arrays_->indptr[row + 1] - arrays_->indptr[row];
-  return num_pages == 0 ? 0 : (num_pages - 1) * page_size + arrays_->last_page_len[row];
+  return tokens_of(num_pages, arrays_->last_page_len[row], page_size);
 }
 
 FlashInferPackedData FlashInferPackedData::to_device(Device device) const {

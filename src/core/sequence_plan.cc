@@ -1,10 +1,8 @@
 #include "sequence_plan.h"
 
-#include <algorithm>
 #include <cstddef>
 #include <utility>
 
-#include "message.h"
 #include "sequence_slots.h"
 #include "tensor_check.h"
 
@@ -46,12 +44,12 @@ SequencePlan make_sequence_plan(const AttentionShape& shape, const PlanCapacity&
     const SequenceData& data = sequences.sequence(seq_ids[i]);
     if (data.window.window > 0 || !data.tree_parents.empty()) return {};
     const auto num_held = static_cast<std::int64_t>(data.kv_page_indices.size());
-    const SequenceRow& row = rows.emplace_back(SequenceRow{
-        .pages = data.kv_page_indices,
-        .table_version = data.table_version,
-        .kv_len = num_held == 0 ? 0 : (num_held - 1) * shape.page_size + data.last_page_len,
-        .q_begin = qo_indptr[i],
-        .q_len = qo_indptr[i + 1] - qo_indptr[i]});
+    const SequenceRow& row = rows.emplace_back(
+        SequenceRow{.pages = data.kv_page_indices,
+                    .table_version = data.table_version,
+                    .kv_len = tokens_of(num_held, data.last_page_len, shape.page_size),
+                    .q_begin = qo_indptr[i],
+                    .q_len = qo_indptr[i + 1] - qo_indptr[i]});
     check_q_len(i, row.q_len, row.kv_len, shape, capacity);
     // Queries without keys see nothing, and there is nothing to append.
     if (row.q_len > row.kv_len) return {};

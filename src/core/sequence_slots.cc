@@ -17,7 +17,7 @@ constexpr std::int64_t kMost = std::int64_t{1} << 62;
 
 SequenceSlots slots_of(const SequenceData& data, int page_size) noexcept {
   const auto num_pages = static_cast<std::int64_t>(data.kv_page_indices.size());
-  const std::int64_t all = num_pages == 0 ? 0 : (num_pages - 1) * page_size + data.last_page_len;
+  const std::int64_t all = tokens_of(num_pages, data.last_page_len, page_size);
   const auto drafts = static_cast<std::int64_t>(data.tree_parents.size());
   return {.held = all - drafts, .drafts = drafts, .missing = data.length - (all - drafts)};
 }

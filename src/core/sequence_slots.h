@@ -15,6 +15,12 @@ constexpr int last_page_len_for(std::int64_t num_tokens, int page_size) noexcept
   return num_tokens == 0 ? 0 : static_cast<int>((num_tokens - 1) % page_size) + 1;
 }
 
+// The tokens that so many pages hold, of which the last one holds last_page_len.
+constexpr std::int64_t tokens_of(std::int64_t num_pages, int last_page_len,
+                                 int page_size) noexcept {
+  return num_pages == 0 ? 0 : (num_pages - 1) * page_size + last_page_len;
+}
+
 // The slots of a sequence.
 struct SequenceSlots {
   std::int64_t held = 0;     // tokens of the sequence, in the first slots

@@ -14,10 +14,6 @@ namespace seqattn {
 AttentionTables::AttentionTables(const ScheduleOptions& options)
     : options_(options), keeps_sequences_(seqattn::keeps_sequences(options)) {}
 
-void AttentionTables::reserve_capacity(cudaStream_t stream) {
-  memory_.reserve(measure_schedule(options_, {}).layout.bytes, stream);
-}
-
 void AttentionTables::upload(const AttentionPlan& plan, Schedule schedule, cudaStream_t stream) {
   const std::size_t bytes = schedule.used_bytes();
   Staging::Slot* const slot = uploads_.take(bytes);

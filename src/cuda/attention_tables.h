@@ -20,8 +20,10 @@ class AttentionTables {
  public:
   explicit AttentionTables(const ScheduleOptions& options);
 
-  // Makes room for every batch of the capacity. REQUIRES one. Throws BackendError.
-  void reserve_capacity(cudaStream_t stream);
+  // Makes room for such a batch: the largest of a capacity. Throws BackendError.
+  void reserve(const Schedule& schedule, cudaStream_t stream) {
+    memory_.reserve(schedule.layout.bytes, stream);
+  }
   // Both take the batch that runs are to come for. After a BackendError there is none.
   void upload(const AttentionPlan& plan, Schedule schedule, cudaStream_t stream);
   // Whether sequences may be kept at all; whether there may be room for these.

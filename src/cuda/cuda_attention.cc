@@ -124,8 +124,9 @@ CudaAttention::CudaAttention(const AttentionShape& shape, const PlanCapacity& ca
   if (options_.has_decode()) decode_.emplace(shape, num_sms_);
   if (!fixed_size()) return;
   check_capacity_of_device(options_);
-  tables_.reserve_capacity(nullptr);
-  reserve(measure_schedule(options_, {}), nullptr);
+  const Schedule largest = measure_schedule(options_, {});
+  tables_.reserve(largest, nullptr);
+  reserve(largest, nullptr);
   SEQATTN_CUDA_CHECK(cudaStreamSynchronize(nullptr));
 }
 

@@ -1,5 +1,3 @@
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
 #include <algorithm>
@@ -8,6 +6,7 @@
 #include <type_traits>
 
 #include "cuda_check.h"
+#include "elements.cuh"
 #include "float8_kernels.h"
 #include "token_table.cuh"
 
@@ -16,13 +15,6 @@ namespace {
 
 constexpr int kVectorElements = 8;  // that a thread takes at once
 constexpr float kMaxFloat8 = 448, kLeastScale = 0x1p-126f;
-
-__device__ inline float to_float(float x) { return x; }
-__device__ inline float to_float(__half x) { return __half2float(x); }
-__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ inline void convert(float x, float& to) { to = x; }
-__device__ inline void convert(float x, __half& to) { to = __float2half_rn(x); }
-__device__ inline void convert(float x, __nv_bfloat16& to) { to = __float2bfloat16_rn(x); }
 
 __device__ inline float from_float8(std::uint8_t bits) {
   return __half2float(__half(__nv_cvt_fp8_to_halfraw(bits, __NV_E4M3)));
@@ -59,9 +51,24 @@ struct Vector {
   }
 };
 
-__device__ inline float* scale_at(const TokenSide& side, TokenPlace place, int head) {
-  return side.scales.data + place.page * side.scales.page_stride +
-         place.slot * side.scales.token_stride + head * side.scales.head_stride;
+__device__ inline float* scale_at(const Plane::Scales& scales, std::int64_t page, int slot,
+                                  int head) {
+  return scales.data + page * scales.page_stride + slot * scales.token_stride +
+         head * scales.head_stride;
+}
+
+// One vector of 8 bits as another type, times its scale.
+template <class T, bool kAligned>
+__device__ __forceinline__ void dequantise_vector(const std::byte* from, float scale,
+                                                  std::byte* to) {
+  Vector<std::uint8_t, kAligned> bytes;
+  bytes.load(from);
+  Vector<T, kAligned> vector;
+#pragma unroll
+  for (int i = 0; i < kVectorElements; ++i) {
+    from_float(from_float8(bytes.elements[i]) * scale, vector.elements[i]);
+  }
+  vector.store(to);
 }
 
 // A head is the work of a power of 2 of lanes, side by side in a warp.
@@ -89,7 +96,7 @@ __global__ void __launch_bounds__(kTokenThreads)
                       body(first, vector);
                     }
                   };
-                  float* const stored = scale_at(side, place, head);
+                  float* const stored = scale_at(side.scales, place.page, place.slot, head);
                   float scale;
                   if (side.scales.per_token) {
                     float largest = 0;
@@ -125,17 +132,11 @@ __global__ void __launch_bounds__(kTokenThreads)
   for_each_part(sides, table, tokens_per_block,
                 [](const TokenSide& side, TokenPlace place, int head, int lane, std::byte* slot,
                    std::byte* element) {
-                  const float scale = *scale_at(side, place, head);
+                  const float scale = *scale_at(side.scales, place.page, place.slot, head);
                   for (int first = lane * kVectorElements; first < side.head_dim;
                        first += side.parts_per_head * kVectorElements) {
-                    Vector<std::uint8_t, kAligned> bytes;
-                    bytes.load(slot + first);
-                    Vector<T, kAligned> vector;
-#pragma unroll
-                    for (int i = 0; i < kVectorElements; ++i) {
-                      convert(from_float8(bytes.elements[i]) * scale, vector.elements[i]);
-                    }
-                    vector.store(element + first * sizeof(T));
+                    dequantise_vector<T, kAligned>(slot + first, scale,
+                                                   element + first * sizeof(T));
                   }
                 });
 }
@@ -153,28 +154,18 @@ __global__ void __launch_bounds__(kTokenThreads)
        i += gridDim.z * kTokenThreads) {
     const int first = i % per_head * kVectorElements;
     const int head = i / per_head % from.num_heads, token = i / per_head / from.num_heads;
-    const float scale =
-        from.scales.data[page * from.scales.page_stride + token * from.scales.token_stride +
-                         head * from.scales.head_stride];
-    Vector<std::uint8_t, true> bytes;
-    bytes.load(from.data + page * from.page_stride + token * from.token_stride +
-               head * from.head_stride + first);
-    Vector<T, true> vector;
-#pragma unroll
-    for (int k = 0; k < kVectorElements; ++k) {
-      convert(from_float8(bytes.elements[k]) * scale, vector.elements[k]);
-    }
-    vector.store(to.data + blockIdx.x * to.page_stride + token * to.token_stride +
-                 head * to.head_stride + first * sizeof(T));
+    const std::byte* const bytes = from.data + page * from.page_stride + token * from.token_stride +
+                                   head * from.head_stride + first;
+    std::byte* const copy = to.data + blockIdx.x * to.page_stride + token * to.token_stride +
+                            head * to.head_stride + first * sizeof(T);
+    dequantise_vector<T, true>(bytes, *scale_at(from.scales, page, token, head), copy);
   }
 }
 
-using Kernel = void (*)(TokenSides, TokenTable, int);
-
 // Kernels by the type of the tensor: float32, float16, bfloat16.
 struct Kernels {
-  Kernel of_floats, of_halves, of_bfloats;
-  Kernel of(DType dtype) const {
+  TokenKernel of_floats, of_halves, of_bfloats;
+  TokenKernel of(DType dtype) const {
     return dtype == DType::kFloat32 ? of_floats : dtype == DType::kFloat16 ? of_halves : of_bfloats;
   }
 };
@@ -185,16 +176,15 @@ void launch(const Kernels& aligned, const Kernels& unaligned, std::span<const Pl
   const unsigned vectors = static_cast<unsigned>(longest / kVectorElements);
   const int num_lanes = static_cast<int>(std::min(std::bit_ceil(vectors), 32u));
   const TokenSides both = make_sides(planes, tensors, [&](const Plane&) { return num_lanes; });
-  const bool at_once = tensors[0].dtype == tensors[1].dtype;
-  for (int i = 0; i < (at_once ? 1 : 2); ++i) {
-    TokenSides sides = both;
-    if (!at_once) sides.parts_per_token[1 - i] = 0;
-    const TokenGrid grid(sides, table.num_tokens);
-    const Kernels& kernels = both.is_aligned() ? aligned : unaligned;
-    kernels.of(tensors[i].dtype)<<<grid.blocks, kTokenThreads, 0, stream>>>(sides, table,
-                                                                            grid.tokens_per_block);
+  const Kernels& kernels = both.is_aligned() ? aligned : unaligned;
+  if (tensors[0].dtype == tensors[1].dtype) {
+    launch_tokens(kernels.of(tensors[0].dtype), both, table, stream);
+    return;
   }
-  check_launch("write_tokens or read_tokens of 8 bits");
+  for (const int i : {0, 1}) {
+    launch_tokens(kernels.of(tensors[static_cast<std::size_t>(i)].dtype), both.only(i), table,
+                  stream);
+  }
 }
 
 }  // namespace

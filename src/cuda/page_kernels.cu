@@ -16,9 +16,7 @@ struct Units {
   int bytes;    // 16, or those of an element
   int per_row;  // of one token of one head
   __host__ __device__ explicit Units(const Plane& plane) {
-    const int element = plane.dtype == DType::kFloat32      ? 4
-                        : plane.dtype == DType::kFloat8E4M3 ? 1
-                                                            : 2;
+    const auto element = static_cast<int>(size_of(plane.dtype));
     const int row = plane.head_dim * element;
     const auto all = reinterpret_cast<std::uintptr_t>(plane.data) |
                      static_cast<std::uintptr_t>(plane.page_stride | plane.token_stride |

@@ -1,10 +1,7 @@
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <algorithm>
 #include <cstdint>
 
-#include "cuda_check.h"
+#include "elements.cuh"
 #include "float8_kernels.h"
 #include "token_kernels.h"
 #include "token_table.cuh"
@@ -13,19 +10,6 @@ namespace seqattn {
 namespace {
 
 constexpr int kPartElements = 8;  // of a conversion
-
-__device__ inline float to_float(__half x) { return __half2float(x); }
-__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-template <class T>
-__device__ T from_float(float x);
-template <>
-__device__ inline __half from_float<__half>(float x) {
-  return __float2half_rn(x);
-}
-template <>
-__device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
-  return __float2bfloat16_rn(x);
-}
 
 // Bytes as they are: a part is one Unit.
 template <class Unit, bool kWrite>
@@ -52,21 +36,12 @@ __global__ void __launch_bounds__(kTokenThreads)
 #pragma unroll
         for (int k = 0; k < kPartElements; ++k) {
           if constexpr (kWrite) {
-            elements[k] = from_float<T>(floats[k]);
+            from_float(floats[k], elements[k]);
           } else {
             floats[k] = to_float(elements[k]);
           }
         }
       });
-}
-
-using Kernel = void (*)(TokenSides, TokenTable, int);
-
-void launch_sides(Kernel kernel, const TokenSides& sides, const TokenTable& table,
-                  cudaStream_t stream) {
-  const TokenGrid grid(sides, table.num_tokens);
-  kernel<<<grid.blocks, kTokenThreads, 0, stream>>>(sides, table, grid.tokens_per_block);
-  check_launch("write_tokens or read_tokens");
 }
 
 // The largest unit that all addresses and rows are multiples of.
@@ -85,14 +60,14 @@ void launch_units(std::span<const Plane> planes, std::span<const TensorView> ten
   };
   const TokenSides vectors = with_units(kVectorBytes);
   if (rows_are_whole(kVectorBytes) && vectors.is_aligned()) {
-    launch_sides(move_units<uint4, kWrite>, vectors, table, stream);
+    launch_tokens(move_units<uint4, kWrite>, vectors, table, stream);
     return;
   }
   const std::int64_t element = size_of(planes[0].dtype);
-  const Kernel kernel = element == 4   ? move_units<std::uint32_t, kWrite>
-                        : element == 2 ? move_units<std::uint16_t, kWrite>
-                                       : move_units<std::uint8_t, kWrite>;
-  launch_sides(kernel, with_units(element), table, stream);
+  const TokenKernel kernel = element == 4   ? move_units<std::uint32_t, kWrite>
+                             : element == 2 ? move_units<std::uint16_t, kWrite>
+                                            : move_units<std::uint8_t, kWrite>;
+  launch_tokens(kernel, with_units(element), table, stream);
 }
 
 template <bool kWrite>
@@ -110,21 +85,21 @@ void launch(std::span<const Plane> planes, std::span<const TensorView> tensors,
     launch_units<kWrite>(planes, tensors, table, stream);
     return;
   }
-  const Kernel convert = planes[0].dtype == DType::kFloat16 ? convert_tokens<__half, kWrite>
-                                                            : convert_tokens<__nv_bfloat16, kWrite>;
-  TokenSides sides = make_sides(planes, tensors,
-                                [](const Plane& plane) { return plane.head_dim / kPartElements; });
-  for (int i = 0; i < 2; ++i) {
-    if (!converts[i]) sides.parts_per_token[i] = 0;
+  const TokenKernel convert = planes[0].dtype == DType::kFloat16
+                                  ? convert_tokens<__half, kWrite>
+                                  : convert_tokens<__nv_bfloat16, kWrite>;
+  const TokenSides parts = make_sides(
+      planes, tensors, [](const Plane& plane) { return plane.head_dim / kPartElements; });
+  if (converts[0] && converts[1]) {
+    launch_tokens(convert, parts, table, stream);
+    return;
   }
-  launch_sides(convert, sides, table, stream);
-  if (converts[0] && converts[1]) return;
-  // The other side is of the cache's own type.
-  TokenSides units = make_sides(planes, tensors, [](const Plane& plane) { return plane.head_dim; });
-  for (int i = 0; i < 2; ++i) {
-    if (converts[i]) units.parts_per_token[i] = 0;
-  }
-  launch_sides(move_units<std::uint16_t, kWrite>, units, table, stream);
+  // One side is of the cache's own type.
+  const TokenSides elements =
+      make_sides(planes, tensors, [](const Plane& plane) { return plane.head_dim; });
+  launch_tokens(convert, parts.only(converts[0] ? 0 : 1), table, stream);
+  launch_tokens(move_units<std::uint16_t, kWrite>, elements.only(converts[0] ? 1 : 0), table,
+                stream);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "backend.h"
+#include "cuda_check.h"
 #include "token_kernels.h"
 
 // How kernels that move tokens between planes and tensors find what a thread has to move.
@@ -38,6 +39,11 @@ struct TokenSides {
   int page_size;
   int parts_per_token[2];  // of each side; 0 leaves it out
   bool is_aligned() const { return side[0].is_aligned() && side[1].is_aligned(); }
+  TokenSides only(int which) const {
+    TokenSides one = *this;
+    one.parts_per_token[1 - which] = 0;
+    return one;
+  }
 };
 
 // Where a token lies: a page, and a slot of it.
@@ -125,15 +131,20 @@ TokenSides make_sides(std::span<const Plane> planes, std::span<const TensorView>
   return sides;
 }
 
-// The blocks of such a launch, and the tokens that each takes.
-struct TokenGrid {
-  unsigned blocks;
-  int tokens_per_block;
-  TokenGrid(const TokenSides& sides, std::int64_t num_tokens)
-      : tokens_per_block(std::max(
-            1, 2 * kTokenThreads / (sides.parts_per_token[0] + sides.parts_per_token[1]))) {
-    blocks = static_cast<unsigned>((num_tokens + tokens_per_block - 1) / tokens_per_block);
-  }
-};
+using TokenKernel = void (*)(TokenSides, TokenTable, int tokens_per_block);
+
+#ifdef __CUDACC__
+
+inline void launch_tokens(TokenKernel kernel, const TokenSides& sides, const TokenTable& table,
+                          cudaStream_t stream) {
+  const int per_token = sides.parts_per_token[0] + sides.parts_per_token[1];
+  const int tokens_per_block = std::max(1, 2 * kTokenThreads / per_token);
+  const auto blocks =
+      static_cast<unsigned>((table.num_tokens + tokens_per_block - 1) / tokens_per_block);
+  kernel<<<blocks, kTokenThreads, 0, stream>>>(sides, table, tokens_per_block);
+  check_launch("write_tokens or read_tokens");
+}
+
+#endif
 
 }  // namespace seqattn
