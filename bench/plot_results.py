@@ -1,7 +1,8 @@
 """plot_results.py: the results of bench_attention, and of torch_sdpa.py where there are any, as tables and a plot.
 
-Without arguments it takes the newest files of bench/results, and rewrites the part of docs/performance.md between its
-two markers and docs/performance.png. With --table it prints the tables and writes nothing (matplotlib is not needed).
+Without arguments it takes the newest files of bench/results for each GPU, attention-GPU-DATE.json and
+torch-sdpa-GPU-DATE.json, and rewrites docs/performance-GPU.png and the part of docs/performance.md between its markers.
+With --table it prints the tables and writes nothing (matplotlib is not needed).
 """
 
 import argparse
@@ -21,8 +22,18 @@ TITLES = {
 
 
 def newest(pattern: str) -> Path | None:
-    files = sorted((ROOT / "bench" / "results").glob(pattern), key=lambda path: json.loads(path.read_text())["date"])
+    files = sorted((ROOT / "bench" / "results").glob(pattern), key=date_of)
     return files[-1] if files else None
+
+
+def date_of(path: Path) -> str:
+    return json.loads(path.read_text())["date"]
+
+
+def gpus() -> list[str]:
+    """The GPUs of bench/results, the newest results first."""
+    names = {path.name.split("-")[1] for path in (ROOT / "bench" / "results").glob("attention-*-*.json")}
+    return sorted(names, key=lambda name: date_of(newest(f"attention-{name}-*.json")), reverse=True)
 
 
 def load(path: Path | None) -> dict | None:
@@ -67,7 +78,7 @@ def group_table(group: str, cases: list[dict]) -> list[str]:
     head += [f"% of {cases[0]['ceiling_name']}"] if has_ceiling else []
     head += [name.replace("_", " ").replace("flashinfer", "FlashInfer") + ", us" for name in peers]
     head += ["FlashInfer / seqattn", "goals"]
-    lines = [f"### {TITLES[group]}", "", markdown_row(head), markdown_row(["---"] * len(head))]
+    lines = [f"#### {TITLES[group]}", "", markdown_row(head), markdown_row(["---"] * len(head))]
     for case in cases:
         own, contenders = case["contenders"]["seqattn"], case["contenders"]
         cells = [f"{case['num_qo_heads']:.0f}, {case['num_kv_heads']:.0f}", case["case"]]
@@ -81,7 +92,7 @@ def group_table(group: str, cases: list[dict]) -> list[str]:
 
 
 def host_table(results: list[dict]) -> list[str]:
-    lines = ["### Host", "", "| | seqattn, us | FlashInfer, us | goals |", "|---|---|---|---|"]
+    lines = ["#### Host", "", "| | seqattn, us | FlashInfer, us | goals |", "|---|---|---|---|"]
     for result in results:
         times = {name: f"{timing['median_us']:.1f}" for name, timing in result["contenders"].items()}
         cells = [result["case"], times["seqattn"], times.get("flashinfer", ""), goals_text(result["goals"])]
@@ -157,26 +168,33 @@ def rate_of(case: dict, contender: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--attention", type=Path, help="JSON of bench_attention")
+    parser.add_argument("--attention", type=Path, help="JSON of bench_attention: print its tables alone")
     parser.add_argument("--torch", type=Path, help="JSON of torch_sdpa.py")
     parser.add_argument("--table", action="store_true", help="print only")
     arguments = parser.parse_args()
-    attention = arguments.attention or newest("attention*.json")
-    if attention is None:
-        parser.error("no bench/results/attention*.json; name a file with --attention")
-    report = load(attention)
-    torch_report = load(arguments.torch or (None if arguments.attention else newest("torch*.json")))
-    add_torch(report, torch_report)
-    text = tables(report, torch_report)
+    if arguments.attention:
+        report, torch_report = load(arguments.attention), load(arguments.torch)
+        add_torch(report, torch_report)
+        print(tables(report, torch_report))
+        return
+    parts = []
+    for gpu in gpus():
+        report, torch_report = load(newest(f"attention-{gpu}-*.json")), load(newest(f"torch-sdpa-{gpu}-*.json"))
+        add_torch(report, torch_report)
+        image = f"performance-{gpu}.png"
+        head = f"### {report['device']}\n\n![seqattn, FlashInfer and the ceiling]({image})"
+        parts.append(f"{head}\n\n{tables(report, torch_report)}")
+        if not arguments.table:
+            plot(report, ROOT / "docs" / image)
+    if not parts:
+        parser.error("no bench/results/attention-GPU-DATE.json; name a file with --attention")
+    text = "\n\n".join(parts)
     if arguments.table:
         print(text)
         return
     page = ROOT / "docs" / "performance.md"
     pattern = re.compile(re.escape(BEGIN) + ".*" + re.escape(END), re.DOTALL)
-    image = "![seqattn, FlashInfer and the ceiling](performance.png)"
-    block = f"{BEGIN}\n{image}\n\n{text}\n{END}"
-    page.write_text(pattern.sub(lambda _: block, page.read_text()))
-    plot(report, ROOT / "docs" / "performance.png")
+    page.write_text(pattern.sub(lambda _: f"{BEGIN}\n{text}\n{END}", page.read_text()))
 
 
 if __name__ == "__main__":

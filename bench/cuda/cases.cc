@@ -6,7 +6,6 @@ namespace seqattn::bench {
 namespace {
 
 constexpr std::int64_t kK = 1024;
-constexpr double kHeadDim = 128;
 
 std::vector<RowLengths> equal(std::size_t count, std::int64_t q_len, std::int64_t kv_len) {
   return std::vector<RowLengths>(count, {q_len, kv_len});
@@ -33,13 +32,6 @@ CaseSpec reaching(double least_of_ceiling, CaseSpec spec) {
   return spec;
 }
 
-CaseSpec skewed(const std::string& name, std::vector<RowLengths> rows) {
-  CaseSpec spec = decode(name, std::move(rows));
-  spec.is_skewed = true;
-  spec.least_of_ceiling = 0.90;
-  return spec;
-}
-
 CaseSpec prefill(const std::string& name, std::vector<RowLengths> rows) {
   CaseSpec spec = decode(name, std::move(rows), 0.95);
   spec.group = Group::kPrefill;
@@ -54,6 +46,24 @@ CaseSpec with_heads(int num_qo_heads, int num_kv_heads, CaseSpec spec) {
 
 // One KV head, as a model sharded over eight devices has it.
 CaseSpec sharded(CaseSpec spec) { return with_heads(8, 1, std::move(spec)); }
+
+CaseSpec of_head_dim(int head_dim, CaseSpec spec) {
+  spec.head_dim = head_dim;
+  spec.name += ", head_dim " + std::to_string(head_dim);
+  return spec;
+}
+
+CaseSpec hnd(CaseSpec spec) {
+  spec.is_hnd = true;
+  spec.name += ", HND";
+  return spec;
+}
+
+CaseSpec with_scales_per_token(CaseSpec spec) {
+  spec.scales_per_token = true;
+  spec.name += ", scales of tokens";
+  return spec;
+}
 
 CaseSpec float8(CaseSpec spec) {
   spec.is_float8 = true;
@@ -117,12 +127,15 @@ std::int64_t CaseSpec::num_kv_tokens() const {
 }
 
 double CaseSpec::kv_bytes() const {
-  return 2.0 * static_cast<double>(element_bytes()) * kHeadDim * num_kv_heads *
+  const double scale_bytes = scales_per_token ? sizeof(float) : 0;
+  return 2.0 * (static_cast<double>(element_bytes() * head_dim) + scale_bytes) * num_kv_heads *
          static_cast<double>(num_kv_tokens());
 }
 
 double CaseSpec::append_bytes() const {
-  return 2.0 * 2.0 * 2.0 * kHeadDim * num_kv_heads * static_cast<double>(num_q_tokens());
+  const double scale_bytes = scales_per_token ? sizeof(float) : 0;
+  return 2.0 * (static_cast<double>((2 + element_bytes()) * head_dim) + scale_bytes) *
+         num_kv_heads * static_cast<double>(num_q_tokens());
 }
 
 double CaseSpec::causal_flops() const {
@@ -131,22 +144,26 @@ double CaseSpec::causal_flops() const {
     const auto q = static_cast<double>(row.q_len), kv = static_cast<double>(row.kv_len);
     visible += q * (kv - q) + q * (q + 1) / 2;
   }
-  return 4 * kHeadDim * num_qo_heads * visible;
+  return 4.0 * head_dim * num_qo_heads * visible;
 }
 
 std::vector<CaseSpec> all_cases(bool quick) {
   if (quick) {
     return {append("8k tokens", equal(8, kK, kK + 5), 0), decode("8x8k", equal(8, 1, 8 * kK)),
-            skewed("1x65k+63x2k", one_long()), prefill("1x8k", equal(1, 8 * kK, 8 * kK))};
+            reaching(0.90, decode("1x65k+63x2k", one_long())),
+            prefill("1x8k", equal(1, 8 * kK, 8 * kK))};
   }
-  return {append("64k tokens", growing_rows(), 0.90),
+  return {append("64k tokens", growing_rows(), 0.92),
           append("256 tokens", equal(256, 1, 33), 0),
+          float8(append("64k tokens", growing_rows(), 0)),
+          float8(append("256 tokens", equal(256, 1, 33), 0)),
+          with_scales_per_token(float8(append("64k tokens", growing_rows(), 0))),
           reaching(0.79, decode("1x32k", equal(1, 1, 32 * kK), 0.97)),
           reaching(0.90, decode("8x8k", equal(8, 1, 8 * kK), 0.97)),
           reaching(0.95, decode("64x4k", equal(64, 1, 4 * kK), 0.97)),
           reaching(0.97, decode("256x2k", equal(256, 1, 2 * kK), 0.97)),
-          reaching(0.92, skewed("1x65k+63x2k", one_long())),
-          reaching(0.94, skewed("8x32k+56x1k", joined(equal(8, 1, 32 * kK), equal(56, 1, kK)))),
+          reaching(0.92, decode("1x65k+63x2k", one_long())),
+          reaching(0.94, decode("8x32k+56x1k", joined(equal(8, 1, 32 * kK), equal(56, 1, kK)))),
           decode("1x1k", equal(1, 1, kK)),
           decode("1x4k", equal(1, 1, 4 * kK)),
           decode("64x128", equal(64, 1, 128)),
@@ -162,7 +179,12 @@ std::vector<CaseSpec> all_cases(bool quick) {
           reaching(0.80, float8(decode("8x8k", equal(8, 1, 8 * kK)))),
           reaching(0.86, float8(decode("64x4k", equal(64, 1, 4 * kK)))),
           reaching(0.90, float8(decode("256x2k", equal(256, 1, 2 * kK)))),
-          reaching(0.80, float8(skewed("1x65k+63x2k", one_long()))),
+          reaching(0.80, float8(decode("1x65k+63x2k", one_long()))),
+          hnd(decode("64x4k", equal(64, 1, 4 * kK))),
+          of_head_dim(64, decode("64x4k", equal(64, 1, 4 * kK))),
+          of_head_dim(256, decode("64x4k", equal(64, 1, 4 * kK))),
+          hnd(float8(decode("64x4k", equal(64, 1, 4 * kK)))),
+          with_scales_per_token(float8(decode("64x4k", equal(64, 1, 4 * kK)))),
           prefill("1x8k", equal(1, 8 * kK, 8 * kK)),
           prefill("8x2k", equal(8, 2 * kK, 2 * kK)),
           prefill("16x(512 new on 8k)", equal(16, 512, 8 * kK + 512))};

@@ -14,15 +14,17 @@ struct RowLengths {
 enum class Group { kAppend, kDecode, kPrefill };
 
 // One case: a batch, and what is expected of it (0: nothing). bfloat16, also where the cache is of
-// 8 bits, pages of 16, head_dim 128.
+// 8 bits; pages of 16.
 struct CaseSpec {
   Group group = Group::kDecode;
   std::string name;
   int num_qo_heads = 32;
   int num_kv_heads = 8;
   std::vector<RowLengths> rows;
+  int head_dim = 128;
+  bool is_hnd = false;
   bool is_float8 = false;          // the cache: e4m3, all scales 1
-  bool is_skewed = false;          // FlashInfer with a fixed split is measured as well
+  bool scales_per_token = false;   // of 8 bits
   double least_of_ceiling = 0;     // of the memory's: share
   double least_of_flashinfer = 0;  // speed over FlashInfer's
 
@@ -33,6 +35,11 @@ struct CaseSpec {
   double kv_bytes() const;                                          // of keys and values, all rows
   double append_bytes() const;  // read and written for the new tokens
   double causal_flops() const;
+  // Whether FlashInfer does the same, as peer.h has it.
+  bool has_peer() const {
+    return head_dim == 128 && !is_hnd && !scales_per_token &&
+           !(is_float8 && group == Group::kAppend);
+  }
 };
 
 std::string to_string(Group group);

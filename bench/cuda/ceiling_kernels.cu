@@ -35,7 +35,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // A block takes a part of a page at a time, of keys and of values: two vectors a thread.
 __host__ __device__ std::int64_t vectors_of_page(const PagedCache& cache) {
-  return std::int64_t{cache.page_size} * cache.num_kv_heads * kHeadDim * cache.element_bytes / 16;
+  return std::int64_t{cache.page_size} * cache.num_kv_heads * cache.head_dim * cache.element_bytes /
+         16;
 }
 __host__ __device__ int parts_of_page(const PagedCache& cache) {
   const auto parts = static_cast<int>(vectors_of_page(cache) / (2 * kThreads));

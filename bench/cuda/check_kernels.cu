@@ -12,7 +12,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kPerLane = kHeadDim / 32;
 constexpr double kMinusInfinity = -1e300;  // below every logit
 
 unsigned blocks_for(std::int64_t count) {
@@ -57,13 +56,16 @@ __global__ void count_bad(const __nv_bfloat16* values, std::int64_t count,
   if (bad != 0) atomicAdd(errors, bad);
 }
 
+// In heads.
 __device__ std::int64_t slot_of(const PagedCache& cache, int row, int position, int kv_head) {
   const std::int64_t page = cache.page_indices[cache.page_indptr[row] + position / cache.page_size];
-  return ((page * cache.page_size + position % cache.page_size) * cache.num_kv_heads + kv_head) *
-         kHeadDim;
+  const std::int64_t token = position % cache.page_size;
+  return cache.is_hnd ? (page * cache.num_kv_heads + kv_head) * cache.page_size + token
+                      : (page * cache.page_size + token) * cache.num_kv_heads + kv_head;
 }
 
 // Softmax over some keys: their maximum, the sum of exponentials, the weighted sum of values.
+template <int kPerLane>
 struct State {
   double max = kMinusInfinity, sum = 0;
   double out[kPerLane] = {};
@@ -77,11 +79,12 @@ struct State {
   }
 };
 
-// A block for each (sample, head); its warps take keys in turn, its lanes four dimensions each.
-template <class T>
+// A block for each (sample, head); its warps take keys in turn, its lanes some dimensions each.
+template <class T, int kHeadDim>
 __global__ void __launch_bounds__(kThreads)
     reference(PagedCache cache, const __nv_bfloat16* q, int num_qo_heads, const Sample* samples,
               double* out) {
+  constexpr int kPerLane = kHeadDim / 32;
   __shared__ double shared_max[kWarps], shared_sum[kWarps], shared_out[kWarps][kHeadDim];
   const int head = blockIdx.y, kv_head = head / (num_qo_heads / cache.num_kv_heads);
   const int warp = threadIdx.x / 32, first = threadIdx.x % 32 * kPerLane;
@@ -94,9 +97,9 @@ __global__ void __launch_bounds__(kThreads)
   for (int d = 0; d < kPerLane; ++d) {
     scaled[d] = to_double(query[d]) / sqrt(double{kHeadDim});
   }
-  State state;
+  State<kPerLane> state;
   for (int key = warp; key < sample.num_keys; key += kWarps) {
-    const std::int64_t slot = slot_of(cache, sample.row, key, kv_head) + first;
+    const std::int64_t slot = slot_of(cache, sample.row, key, kv_head) * kHeadDim + first;
     double logit = 0, value[kPerLane];
     for (int d = 0; d < kPerLane; ++d) {
       logit += scaled[d] * to_double(keys[slot + d]);
@@ -121,22 +124,52 @@ __global__ void __launch_bounds__(kThreads)
   for (int d = 0; d < kPerLane; ++d) to[first + d] = state.out[d] / state.sum;
 }
 
-__global__ void count_misplaced(PagedCache cache, const std::uint16_t* new_keys,
-                                const std::uint16_t* new_values, const std::int32_t* row,
+__device__ bool is_same(const float*, std::int64_t, __nv_bfloat16 got, __nv_bfloat16 want) {
+  return __bfloat16_as_ushort(got) == __bfloat16_as_ushort(want);
+}
+
+// To within half a unit of the last of three bits, or of the least number.
+__device__ bool is_same(const float* scales, std::int64_t slot, __nv_fp8_e4m3 got,
+                        __nv_bfloat16 want) {
+  const float scale = scales == nullptr ? 1.0f : scales[slot];
+  const float x = __bfloat162float(want), error = fabsf(static_cast<float>(got) * scale - x);
+  return error <= fmaxf(fabsf(x) * 0x1.01p-4f, scale * 0x1.01p-10f);
+}
+
+template <class T>
+__global__ void count_misplaced(PagedCache cache, const __nv_bfloat16* new_keys,
+                                const __nv_bfloat16* new_values, const std::int32_t* row,
                                 const std::int32_t* position, std::int64_t num_tokens,
                                 unsigned long long* errors) {
-  const auto* keys = static_cast<const std::uint16_t*>(cache.keys);
-  const auto* values = static_cast<const std::uint16_t*>(cache.values);
-  const int per_token = cache.num_kv_heads * kHeadDim;
+  const auto* keys = static_cast<const T*>(cache.keys);
+  const auto* values = static_cast<const T*>(cache.values);
+  const int per_token = cache.num_kv_heads * cache.head_dim;
   unsigned long long wrong = 0;
   for (std::int64_t token = blockIdx.x; token < num_tokens; token += gridDim.x) {
-    const std::int64_t slot = slot_of(cache, row[token], position[token], 0);
     for (int i = threadIdx.x; i < per_token; i += kThreads) {
-      wrong += keys[slot + i] != new_keys[token * per_token + i];
-      wrong += values[slot + i] != new_values[token * per_token + i];
+      const int head = i / cache.head_dim;
+      const std::int64_t slot = slot_of(cache, row[token], position[token], head);
+      const std::int64_t at = slot * cache.head_dim + i % cache.head_dim;
+      const std::int64_t from = token * per_token + i;
+      wrong += !is_same(cache.key_scales, slot, keys[at], new_keys[from]);
+      wrong += !is_same(cache.value_scales, slot, values[at], new_values[from]);
     }
   }
   if (wrong != 0) atomicAdd(errors, wrong);
+}
+
+__global__ void fill_with_ones(float* to, std::int64_t count) {
+  const std::int64_t step = std::int64_t{gridDim.x} * kThreads;
+  for (std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += step) {
+    to[i] = 1;
+  }
+}
+
+template <class T>
+auto reference_of(int head_dim) {
+  return head_dim == 64    ? reference<T, 64>
+         : head_dim == 128 ? reference<T, 128>
+                           : reference<T, 256>;
 }
 
 // Runs a kernel that counts into one word of device memory.
@@ -162,6 +195,11 @@ void fill_normal_float8(void* to, std::int64_t count, std::uint64_t seed, cudaSt
   SEQATTN_BENCH_CHECK(cudaGetLastError());
 }
 
+void fill_ones(float* to, std::int64_t count, cudaStream_t stream) {
+  fill_with_ones<<<blocks_for(count), kThreads, 0, stream>>>(to, count);
+  SEQATTN_BENCH_CHECK(cudaGetLastError());
+}
+
 std::int64_t count_not_finite(const void* values, std::int64_t count, cudaStream_t stream) {
   return counted(stream, [&](unsigned long long* errors) {
     count_bad<<<blocks_for(count), kThreads, 0, stream>>>(static_cast<const __nv_bfloat16*>(values),
@@ -173,8 +211,8 @@ void reference_attention(const PagedCache& cache, const void* q, int num_qo_head
                          const Sample* samples, std::int64_t num_samples, double* out,
                          cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(num_samples), static_cast<unsigned>(num_qo_heads));
-  const auto kernel =
-      cache.element_bytes == 1 ? reference<__nv_fp8_e4m3> : reference<__nv_bfloat16>;
+  const auto kernel = cache.element_bytes == 1 ? reference_of<__nv_fp8_e4m3>(cache.head_dim)
+                                               : reference_of<__nv_bfloat16>(cache.head_dim);
   kernel<<<grid, kThreads, 0, stream>>>(cache, static_cast<const __nv_bfloat16*>(q), num_qo_heads,
                                         samples, out);
   SEQATTN_BENCH_CHECK(cudaGetLastError());
@@ -186,9 +224,11 @@ std::int64_t count_append_errors(const PagedCache& cache, const void* new_keys,
                                  cudaStream_t stream) {
   return counted(stream, [&](unsigned long long* errors) {
     const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(num_tokens, 65535));
-    count_misplaced<<<blocks, kThreads, 0, stream>>>(
-        cache, static_cast<const std::uint16_t*>(new_keys),
-        static_cast<const std::uint16_t*>(new_values), row, position, num_tokens, errors);
+    const auto kernel =
+        cache.element_bytes == 1 ? count_misplaced<__nv_fp8_e4m3> : count_misplaced<__nv_bfloat16>;
+    kernel<<<blocks, kThreads, 0, stream>>>(cache, static_cast<const __nv_bfloat16*>(new_keys),
+                                            static_cast<const __nv_bfloat16*>(new_values), row,
+                                            position, num_tokens, errors);
   });
 }
 

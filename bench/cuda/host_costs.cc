@@ -11,7 +11,7 @@
 namespace seqattn::bench {
 namespace {
 
-constexpr int kPageSize = 16, kQoHeads = 32, kKvHeads = 8;
+constexpr int kPageSize = 16, kQoHeads = 32, kKvHeads = 8, kHeadDim = 128;
 
 // A model's cache, and sequences of 2k to 6k tokens in it.
 class Service {

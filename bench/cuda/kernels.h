@@ -5,15 +5,14 @@
 #include <cstdint>
 
 // The benchmark's own kernels: random content, checks in double precision, ceilings. All take
-// bfloat16 and head_dim 128, and caches of [pages, page_size, num_kv_heads, 128], which may be of
-// 8 bits (e4m3). A launch that fails throws.
+// bfloat16 and head_dim 64, 128 or 256, and caches of 16 bits or of 8 (e4m3). A launch that fails
+// throws.
 namespace seqattn::bench {
-
-inline constexpr int kHeadDim = 128;
 
 // Normally distributed numbers.
 void fill_normal(void* to, std::int64_t count, std::uint64_t seed, cudaStream_t stream);
 void fill_normal_float8(void* to, std::int64_t count, std::uint64_t seed, cudaStream_t stream);
+void fill_ones(float* to, std::int64_t count, cudaStream_t stream);
 
 // How many elements are NaN or infinite; waits for the stream.
 std::int64_t count_not_finite(const void* values, std::int64_t count, cudaStream_t stream);
@@ -26,7 +25,13 @@ struct PagedCache {
   const std::int32_t* page_indptr = nullptr;
   int page_size = 0;
   int num_kv_heads = 0;
+  int head_dim = 0;
+  bool is_hnd = false;  // [pages, num_kv_heads, page_size, head_dim], else heads behind tokens
   int element_bytes = 2;
+  // Of a cache of 8 bits with scales of tokens: laid out as the cache without its last axis. Else
+  // all scales are 1.
+  const float* key_scales = nullptr;
+  const float* value_scales = nullptr;
 };
 
 // A query of the batch: its row, and the keys that it sees, from the first on.
@@ -36,12 +41,14 @@ struct Sample {
   std::int32_t num_keys = 0;
 };
 
-// out[i] [num_qo_heads, 128], double: softmax(q . k / sqrt(128)) v of sample i, computed plainly.
+// out[i] [num_qo_heads, head_dim], double: softmax(q . k / sqrt(head_dim)) v of sample i, computed
+// plainly. Scales have to be 1.
 void reference_attention(const PagedCache& cache, const void* q, int num_qo_heads,
                          const Sample* samples, std::int64_t num_samples, double* out,
                          cudaStream_t stream);
 
-// How many elements of the cache differ from the new tokens that belong there; waits.
+// How many elements of the cache differ from the new tokens that belong there, by more than the
+// rounding to 8 bits where it is of those; waits.
 // row[t] and position[t] of token t, in device memory.
 std::int64_t count_append_errors(const PagedCache& cache, const void* new_keys,
                                  const void* new_values, const std::int32_t* row,

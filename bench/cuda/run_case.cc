@@ -11,7 +11,8 @@
 namespace seqattn::bench {
 namespace {
 
-constexpr int kFixedSplit = 2048;  // keys a chunk: what FlashInfer does best on skewed batches
+constexpr int kFixedSplit =
+    2048;  // keys a chunk: with the bits of a row, what FlashInfer does best
 
 // FlashInfer's workspace and one plan of it.
 class Peer {
@@ -182,7 +183,7 @@ std::vector<std::unique_ptr<Peer>> peers_of(const Workload& workload, bool with_
   const bool is_prefill = workload.spec().group == Group::kPrefill;
   peers.push_back(
       std::make_unique<Peer>(workload, is_prefill ? Peer::Kind::kFa3 : Peer::Kind::kFa2, stream));
-  if (workload.spec().is_skewed) {
+  if (!is_prefill) {
     peers.push_back(std::make_unique<Peer>(workload, Peer::Kind::kFa2FixedSplit, stream));
   }
   return peers;
@@ -211,6 +212,7 @@ CaseResult run_case(const CaseSpec& spec, const Ceilings& ceilings, int num_samp
                     bool with_flashinfer, cudaStream_t stream) {
   const Workload workload(spec);
   const Buffer sink(64);
+  with_flashinfer &= spec.has_peer();
   const bool is_append = spec.group == Group::kAppend, is_prefill = spec.group == Group::kPrefill;
   const auto eager = planned(workload, {}, stream);
   const auto captured =

@@ -49,7 +49,8 @@ const std::vector<double>& AttentionVerifier::reference(int run, cudaStream_t st
     if (known == run) return values;
   }
   const int num_heads = workload_.spec().num_qo_heads;
-  const auto count = static_cast<std::int64_t>(samples_.size()) * num_heads * kHeadDim;
+  const auto count =
+      static_cast<std::int64_t>(samples_.size()) * num_heads * workload_.spec().head_dim;
   const Buffer samples(samples_), out(count * static_cast<std::int64_t>(sizeof(double)));
   reference_attention(workload_.cache(run), workload_.q(run).data, num_heads, samples.as<Sample>(),
                       static_cast<std::int64_t>(samples_.size()), out.as<double>(), stream);
@@ -70,17 +71,17 @@ void AttentionVerifier::verify(const std::string& contender, const std::function
   out.poison(stream);
   launch(run);
   SEQATTN_BENCH_CHECK(cudaStreamSynchronize(stream));
-  const std::int64_t elements = spec.num_q_tokens() * spec.num_qo_heads * kHeadDim;
+  const std::int64_t elements = spec.num_q_tokens() * spec.num_qo_heads * spec.head_dim;
   const std::int64_t bad = count_not_finite(out.data(), elements, stream);
   if (bad > 0) fail(std::to_string(bad) + " elements were not written or are not finite");
 
-  const std::int64_t per_token = std::int64_t{spec.num_qo_heads} * kHeadDim;
+  const std::int64_t per_token = std::int64_t{spec.num_qo_heads} * spec.head_dim;
   for (std::size_t i = 0; i < samples_.size(); ++i) {
     const auto got = out.download<std::uint16_t>(samples_[i].token * per_token, per_token);
     for (std::int64_t head = 0; head < spec.num_qo_heads; ++head) {
       const double* want = expected.data() + static_cast<std::int64_t>(i) * per_token;
       double difference = 0, size = 0;
-      for (std::int64_t d = head * kHeadDim; d < (head + 1) * kHeadDim; ++d) {
+      for (std::int64_t d = head * spec.head_dim; d < (head + 1) * spec.head_dim; ++d) {
         const double x = from_bfloat16(got[static_cast<std::size_t>(d)]);
         difference += (x - want[d]) * (x - want[d]);
         size += want[d] * want[d];

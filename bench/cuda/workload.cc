@@ -82,7 +82,9 @@ void Workload::make_cache(int num_layers) {
   config.num_pages = pool_pages_;
   config.page_size = kPageSize;
   config.num_heads = spec_.num_kv_heads;
-  config.head_dim = kHeadDim;
+  config.head_dim = spec_.head_dim;
+  if (spec_.is_hnd) config.kv_layout = KVLayout::kHND;
+  if (spec_.scales_per_token) config.kv_scaling = KVScaling::kPerToken;
   config.num_layers = num_layers;
   config.dtype = spec_.is_float8 ? DType::kFloat8E4M3 : DType::kBFloat16;
   config.device = cuda(0);
@@ -93,12 +95,16 @@ void Workload::make_cache(int num_layers) {
     const std::int64_t elements = layer_bytes() / spec_.element_bytes();
     fill(manager_->key_cache(layer).data, elements, 100 + seed, nullptr);
     fill(manager_->value_cache(layer).data, elements, 1000 + seed, nullptr);
+    if (!spec_.scales_per_token) continue;
+    for (const TensorView& scales : {manager_->key_scales(layer), manager_->value_scales(layer)}) {
+      fill_ones(static_cast<float*>(scales.data), scales.num_elements(), nullptr);
+    }
   }
 }
 
 void Workload::make_tensors() {
   const auto add = [&](std::vector<Buffer>& list, int num_heads, int count, std::uint64_t seed) {
-    const std::int64_t elements = spec_.num_q_tokens() * num_heads * kHeadDim;
+    const std::int64_t elements = spec_.num_q_tokens() * num_heads * spec_.head_dim;
     for (int i = 0; i < count; ++i) {
       list.emplace_back(2 * elements);
       fill_normal(list.back().data(), elements, seed + static_cast<std::uint64_t>(i), nullptr);
@@ -123,18 +129,25 @@ int Workload::num_runs() const {
 
 TensorView Workload::tokens(const Buffer& buffer, int num_heads) const {
   return TensorView::contiguous(buffer.data(), DType::kBFloat16,
-                                {spec_.num_q_tokens(), num_heads, kHeadDim}, cuda(0));
+                                {spec_.num_q_tokens(), num_heads, spec_.head_dim}, cuda(0));
 }
 
 PagedCache Workload::cache(int run) const {
   const int layer = layer_of(run);
-  return {.keys = manager_->key_cache(layer).data,
-          .values = manager_->value_cache(layer).data,
-          .page_indices = tables_[0].as<std::int32_t>(),
-          .page_indptr = tables_[1].as<std::int32_t>(),
-          .page_size = kPageSize,
-          .num_kv_heads = spec_.num_kv_heads,
-          .element_bytes = static_cast<int>(spec_.element_bytes())};
+  PagedCache cache{.keys = manager_->key_cache(layer).data,
+                   .values = manager_->value_cache(layer).data,
+                   .page_indices = tables_[0].as<std::int32_t>(),
+                   .page_indptr = tables_[1].as<std::int32_t>(),
+                   .page_size = kPageSize,
+                   .num_kv_heads = spec_.num_kv_heads,
+                   .head_dim = spec_.head_dim,
+                   .is_hnd = spec_.is_hnd,
+                   .element_bytes = static_cast<int>(spec_.element_bytes())};
+  if (spec_.scales_per_token) {
+    cache.key_scales = static_cast<const float*>(manager_->key_scales(layer).data);
+    cache.value_scales = static_cast<const float*>(manager_->value_scales(layer).data);
+  }
+  return cache;
 }
 
 PeerTensors Workload::peer_tensors(int run) const {
@@ -150,7 +163,7 @@ PeerTensors Workload::peer_tensors(int run) const {
 }
 
 std::int64_t Workload::layer_bytes() const {
-  return pool_pages_ * kPageSize * spec_.num_kv_heads * kHeadDim * spec_.element_bytes();
+  return pool_pages_ * kPageSize * spec_.num_kv_heads * spec_.head_dim * spec_.element_bytes();
 }
 
 }  // namespace seqattn::bench

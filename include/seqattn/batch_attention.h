@@ -152,7 +152,8 @@ class SEQATTN_EXPORT BatchAttention {
   AttentionOptions options_;
   PlanCapacity capacity_;
   std::unique_ptr<AttentionKernel> kernel_;
-  std::unique_ptr<BatchPlan> plan_;  // null before the first plan
+  std::unique_ptr<BatchPlan> plan_;        // null before the first plan
+  std::unique_ptr<BatchPlan> spare_plan_;  // one before it, whose memory the next one uses
 };
 
 // Merges attention over two disjoint sets of keys into attention over their union (cascade: Ye et

@@ -201,6 +201,12 @@ class SEQATTN_EXPORT CacheDescriptor {
  private:
   friend class GrowTransaction;     // src/core/grow_transaction.h
   friend class CompactTransaction;  // src/core/compact_transaction.h
+  friend class SequenceFinder;      // src/core/sequence_finder.h
+
+  struct Found {
+    SeqId seq_id = 0;
+    SequenceData* data = nullptr;
+  };
 
   SequenceData& find(SeqId seq_id);
 
@@ -211,6 +217,7 @@ class SEQATTN_EXPORT CacheDescriptor {
   PagedKVCacheManager* manager_ = nullptr;
   SlidingWindow window_;  // of sequences to come
   std::unordered_map<SeqId, SequenceData> sequences_;
+  std::vector<Found> found_;  // by the last growths, by place; none of them has gone since
   std::shared_ptr<IndexBuffers> packed_buffers_;  // of pack_for_flashinfer
 };
 

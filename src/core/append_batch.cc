@@ -36,6 +36,23 @@ std::span<const PageId> written_pages(const TokenRange& range, int page_size) no
   return {range.pages + first, static_cast<std::size_t>(last - first + 1)};
 }
 
+// Pages to write besides those in `written`, which they join.
+void check_to_write(const PagePool& pool, PageIds pages, bool may_be_free, PageSet& written) {
+  const auto counts = pool.ref_counts();
+  for (const PageId page : pages) {
+    const std::int32_t count = counts[static_cast<std::size_t>(page)];
+    require(count <= 1, "append: page ", page, " has ", count,
+            " references; expected 1: append before sharing");
+    require(count == 1 || may_be_free, "append: page ", page,
+            " is free; expected a page in use: pack the batch again after a release");
+    require(!pool.is_cached(page), "append: page ", page,
+            " is in a prefix cache; expected one that a sequence alone holds: a batch ends with "
+            "the release of its sequences, so pack again");
+    require(written.insert(page), "append: page ", page,
+            " would be written twice; expected a row to have its own pages to write");
+  }
+}
+
 }  // namespace
 
 std::int64_t num_new_tokens(const AppendBatch& batch) noexcept {
@@ -62,22 +79,15 @@ std::vector<TokenRange> plan_append(const PagePool& pool, const AppendBatch& bat
     num_written += static_cast<std::int64_t>(written_pages(ranges.back(), pool.page_size()).size());
   }
   PageSet written(num_written);
-  const auto counts = pool.ref_counts();
   for (const TokenRange& range : ranges) {
-    for (const PageId page : written_pages(range, pool.page_size())) {
-      const std::int32_t count = counts[static_cast<std::size_t>(page)];
-      require(count <= 1, "append: page ", page, " has ", count,
-              " references; expected 1: append before sharing");
-      require(count == 1 || batch.foreign, "append: page ", page,
-              " is free; expected a page in use: pack the batch again after a release");
-      require(!pool.is_cached(page), "append: page ", page,
-              " is in a prefix cache; expected one that a sequence alone holds: a batch ends with "
-              "the release of its sequences, so pack again");
-      require(written.insert(page), "append: page ", page,
-              " would be written twice; expected a row to have its own pages to write");
-    }
+    check_to_write(pool, written_pages(range, pool.page_size()), batch.foreign, written);
   }
   return ranges;
+}
+
+void check_pages_to_write(const PagePool& pool, PageIds pages) {
+  PageSet written(static_cast<std::int64_t>(pages.size()));
+  check_to_write(pool, pages, /*may_be_free=*/false, written);
 }
 
 }  // namespace seqattn

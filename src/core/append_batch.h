@@ -33,4 +33,7 @@ std::int64_t num_new_tokens(const AppendBatch& batch) noexcept;
 // that would be written twice. O(rows + pages written).
 std::vector<TokenRange> plan_append(const PagePool& pool, const AppendBatch& batch);
 
+// Throws what plan_append says of pages to be written, of sequences of this pool. O(pages).
+void check_pages_to_write(const PagePool& pool, PageIds pages);
+
 }  // namespace seqattn

@@ -60,8 +60,28 @@ struct SequenceRow {
   std::span<const PageId> pages;
   std::uint64_t table_version = 0;  // SequenceData
   std::int64_t kv_len = 0;
-  std::int64_t q_begin = 0;
   std::int64_t q_len = 0;
+};
+
+struct SequenceTotals {
+  std::int64_t num_pages = 0, num_q_tokens = 0;  // of all rows
+  std::int64_t min_q_len = 0, max_q_len = 0;     // of a row
+  std::int64_t max_kv_len = 0;
+
+  void add(const SequenceRow& row, bool is_first) noexcept {
+    num_pages += static_cast<std::int64_t>(row.pages.size());
+    num_q_tokens += row.q_len;
+    min_q_len = is_first ? row.q_len : std::min(min_q_len, row.q_len);
+    max_q_len = std::max(max_q_len, row.q_len);
+    max_kv_len = std::max(max_kv_len, row.kv_len);
+  }
+};
+
+// A batch of such rows, whose queries lie one after the other.
+struct SequenceBatch {
+  std::vector<SequenceRow> rows;
+  SequenceTotals totals;
+  bool same_q_len() const noexcept { return totals.min_q_len == totals.max_q_len; }
 };
 
 struct AttentionPlan {

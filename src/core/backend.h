@@ -95,9 +95,7 @@ class AttentionKernel {
   virtual bool keeps_tables() const noexcept { return false; }
   // The same as plan for rows without masks, at a cost that does not grow with their pages; false,
   // with nothing changed, for a batch that has to be packed.
-  virtual bool plan_sequences(std::span<const SequenceRow>, std::int64_t /*num_q_tokens*/, Stream) {
-    return false;
-  }
+  virtual bool plan_sequences(const SequenceBatch&, Stream) { return false; }
   // Whether a captured graph holds an append, which will write the tokens of every later plan
   // without a call of `append`.
   virtual bool replays_appends() const noexcept { return false; }

@@ -105,12 +105,12 @@ void BatchAttention::plan_sequences(const CacheDescriptor& sequences, SeqIds seq
   require(&sequences.pool() == &pool,
           "plan: got a descriptor of another pool; expected one of the manager's");
   if (kernel_->keeps_tables()) {
-    auto made = make_sequence_plan(shape_of(options_, manager_->config()), capacity_, sequences,
-                                   seq_ids, qo_indptr);
-    if (made.batch) {
-      if (kernel_->replays_appends()) plan_append(pool, made.batch->append_batch());
-      if (kernel_->plan_sequences(made.rows, made.batch->attention.num_q_tokens, stream)) {
-        plan_ = std::move(made.batch);
+    auto plan = spare_plan_ ? std::move(spare_plan_) : std::make_unique<BatchPlan>();
+    if (make_sequence_plan(*plan, shape_of(options_, manager_->config()), capacity_, sequences,
+                           seq_ids, qo_indptr)) {
+      if (kernel_->replays_appends()) check_pages_to_write(pool, plan->written_pages);
+      if (kernel_->plan_sequences(plan->sequences, stream)) {
+        spare_plan_ = std::exchange(plan_, std::move(plan));
         return;
       }
     }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <utility>
 
 #include "draft_tree.h"
 #include "message.h"
@@ -9,6 +10,15 @@
 #include "tensor_check.h"
 
 namespace seqattn {
+
+void BatchPlan::clear() {
+  BatchPlan emptied;
+  emptied.sequences.rows = std::move(sequences.rows);
+  emptied.written_pages = std::move(written_pages);
+  emptied.append_rows = std::move(append_rows);
+  emptied.written_pages.clear();
+  *this = std::move(emptied);
+}
 
 void check_capacity(const PlanCapacity& capacity, std::int64_t num_sequences,
                     std::int64_t num_q_tokens, std::int64_t num_pages) {
@@ -21,8 +31,8 @@ void check_capacity(const PlanCapacity& capacity, std::int64_t num_sequences,
   check("pages", num_pages, capacity.max_pages);
 }
 
-void check_q_len(std::size_t row, std::int64_t q_len, std::int64_t kv_len,
-                 const AttentionShape& shape, const PlanCapacity& capacity) {
+void check_unusual_q_len(std::size_t row, std::int64_t q_len, std::int64_t kv_len,
+                         const AttentionShape& shape, const PlanCapacity& capacity) {
   if (capacity.max_q_len > 0 && q_len > capacity.max_q_len) {
     throw UnsupportedError(concat("plan: row ", row, " has ", q_len, " queries; expected at most ",
                                   capacity.max_q_len,

@@ -19,10 +19,17 @@ struct BatchPlan {
   // but in debug builds, which check it.
   FlashInferPackedData packed;
   AttentionPlan attention;
-  std::vector<PageId> written_pages;                   // of sequences whose tables a device keeps
+  // Of sequences whose tables a device keeps: themselves, good until one changes, and the pages
+  // that their new tokens go to.
+  SequenceBatch sequences;
+  std::vector<PageId> written_pages;
   std::vector<AppendRow> append_rows;                  // as many new tokens as queries
   std::vector<std::vector<std::int64_t>> tree_depths;  // of each row; empty without trees
   bool is_foreign = false;                             // AppendBatch
+
+  // As new, but that the rows of sequences and appends are as they were, for the next batch to
+  // overwrite: most are as long.
+  void clear();
 
   AppendBatch append_batch() const noexcept {
     return {
@@ -35,8 +42,13 @@ struct BatchPlan {
 // Throw what BatchAttention::plan says of the size of a batch, and of a row's queries.
 void check_capacity(const PlanCapacity& capacity, std::int64_t num_sequences,
                     std::int64_t num_q_tokens, std::int64_t num_pages);
-void check_q_len(std::size_t row, std::int64_t q_len, std::int64_t kv_len,
-                 const AttentionShape& shape, const PlanCapacity& capacity);
+void check_unusual_q_len(std::size_t row, std::int64_t q_len, std::int64_t kv_len,
+                         const AttentionShape& shape, const PlanCapacity& capacity);
+inline void check_q_len(std::size_t row, std::int64_t q_len, std::int64_t kv_len,
+                        const AttentionShape& shape, const PlanCapacity& capacity) {
+  const bool fits = capacity.max_q_len == 0 || q_len <= capacity.max_q_len;
+  if (!fits || q_len > kv_len) check_unusual_q_len(row, q_len, kv_len, shape, capacity);
+}
 
 // Throws what BatchAttention::plan says. O(pages).
 std::unique_ptr<BatchPlan> make_batch_plan(const PagePool& pool, const AttentionShape& shape,

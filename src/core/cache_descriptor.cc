@@ -78,6 +78,7 @@ Admission CacheDescriptor::try_allocate(SeqIds seq_ids, Lengths seq_new_lens, St
 std::int64_t CacheDescriptor::release(SeqIds seq_ids) {
   // Out of the map first, so that a repeated id is found once; back into it when a page turns out
   // to be free already.
+  found_.clear();
   std::vector<decltype(sequences_)::node_type> released;
   released.reserve(seq_ids.size());
   PoolTransaction transaction(*pool_);
@@ -105,7 +106,7 @@ void CacheDescriptor::share(SeqId seq_id, SequenceData&& data, const char* call)
   try {
     pool_->ref(entry->second.kv_page_indices, call);
   } catch (...) {
-    sequences_.erase(entry);
+    sequences_.erase(entry);  // new: no growth has found it
     throw;
   }
 }

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <span>
-#include <tuple>
 
 #include "draft_tree.h"
 #include "message.h"
 #include "seqattn/paged_kv_cache_manager.h"
+#include "sequence_finder.h"
 #include "sequence_slots.h"
 
 namespace seqattn {
@@ -75,10 +75,11 @@ bool GrowTransaction::prepare(Stream stream) {
 void GrowTransaction::apply_turns() {
   needed_ = 0;
   bool has_windows = false;
+  SequenceFinder::make_room(descriptor_, seq_ids_.size());
   for (std::size_t i = 0; i < seq_ids_.size(); ++i) {
     require(num_new_slots(i) >= 0, "seq_new_lens: got ", num_new_slots(i), " for sequence ",
             seq_ids_[i], "; expected at least 0");
-    const SequenceData& sequence = *begin_turn(seq_ids_[i]).sequence;
+    const SequenceData& sequence = *begin_turn(i).sequence;
     require(num_new_slots(i) == 0 || sequence.tree_parents.empty(), "sequence ", seq_ids_[i],
             ": has a pending tree of ", sequence.tree_parents.size(),
             " draft tokens; expected none before it grows: commit_tree, or truncate to its length, "
@@ -98,25 +99,28 @@ void GrowTransaction::apply_turns() {
   }
 }
 
-GrowTransaction::Turn& GrowTransaction::begin_turn(SeqId seq_id) {
-  auto& sequences = descriptor_.sequences_;
+GrowTransaction::Turn& GrowTransaction::begin_turn(std::size_t place) {
+  const SeqId seq_id = seq_ids_[place];
+  SequenceData* sequence = SequenceFinder::known(descriptor_, place, seq_id);
   bool is_new = false;
-  auto entry = sequences.end();
-  if (mode_ == Mode::kLengths) {
-    std::tie(entry, is_new) = sequences.try_emplace(seq_id);
-  } else {
-    entry = sequences.find(seq_id);
-    if (entry == sequences.end()) throw UnknownSequenceError(seq_id);
+  if (sequence == nullptr) {
+    if (mode_ == Mode::kLengths) {
+      const auto [entry, is_inserted] = descriptor_.sequences_.try_emplace(seq_id);
+      sequence = &entry->second;
+      is_new = is_inserted;
+    } else {
+      sequence = &descriptor_.find(seq_id);
+    }
+    SequenceFinder::note(descriptor_, place, seq_id, *sequence);
   }
-  SequenceData& sequence = entry->second;
   if (is_new) {
-    sequence.window = descriptor_.window_;
-    sequence.table_version = next_table_version();
+    sequence->window = descriptor_.window_;
+    sequence->table_version = next_table_version();
   }
   return turns_.emplace_back(
-      Turn{.sequence = &sequence,
-           .old_last_page_len = sequence.last_page_len,
-           .old_num_pages = static_cast<std::int32_t>(sequence.kv_page_indices.size()),
+      Turn{.sequence = sequence,
+           .old_last_page_len = sequence->last_page_len,
+           .old_num_pages = static_cast<std::int32_t>(sequence->kv_page_indices.size()),
            .is_new = is_new});
 }
 
@@ -184,7 +188,8 @@ void GrowTransaction::grow(Turn& turn, std::int64_t num_new_slots) {
 
 void GrowTransaction::give_up_shared_page(Turn& turn) {
   PageId& last_page = turn.sequence->kv_page_indices.back();
-  if (last_page == kNoPage || descriptor_.pool().ref_count(last_page) <= 1) return;
+  if (last_page == kNoPage) return;
+  if (descriptor_.pool().ref_counts()[static_cast<std::size_t>(last_page)] <= 1) return;
   turn.shared_page = last_page;
   turn.sequence->table_version = next_table_version();
   pool_.drop(std::span(&turn.shared_page, 1));
@@ -231,7 +236,9 @@ void GrowTransaction::rollback() noexcept {
       if (drops_.back().is_cut_out) put_back(sequence, drops_.back());
       drops_.pop_back();
     }
-    if (turn.is_new) descriptor_.sequences_.erase(seq_ids_[turns_.size() - 1]);
+    if (!turn.is_new) continue;
+    descriptor_.found_.clear();
+    descriptor_.sequences_.erase(seq_ids_[turns_.size() - 1]);
   }
   copies_.clear();
 }

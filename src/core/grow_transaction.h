@@ -80,7 +80,7 @@ class GrowTransaction {
     return mode_ == Mode::kOneToken ? 1 : new_lens_[turn];
   }
   void apply_turns();
-  Turn& begin_turn(SeqId seq_id);
+  Turn& begin_turn(std::size_t place);
   void give_back_dead_pages(Turn& turn);
   void put_back(SequenceData& sequence, const Drop& drop) const noexcept;
   void grow(Turn& turn, std::int64_t num_new_slots);

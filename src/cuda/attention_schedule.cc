@@ -222,7 +222,7 @@ std::int64_t most_captured_queries(const ScheduleOptions& options) {
 }
 
 decode::ItemRule item_rule_of(const AttentionShape& shape) {
-  return {shape.num_kv_heads, has_scales(shape.kv_dtype)};
+  return {shape.num_kv_heads, shape.group_size(), has_scales(shape.kv_dtype)};
 }
 
 bool keeps_sequences(const ScheduleOptions& options) {
@@ -230,21 +230,29 @@ bool keeps_sequences(const ScheduleOptions& options) {
          (!options.fixed_size() || largest_counts(options).small_tokens == 0);
 }
 
-Schedule kept_schedule(const ScheduleOptions& options, const KeptBatch& batch) {
+Schedule kept_schedule(const ScheduleOptions& options, const SequenceBatch& batch,
+                       std::int64_t table_room) {
   Schedule schedule;
-  schedule.counts.rows = batch.num_rows;
-  schedule.num_q_tokens = batch.num_q_tokens;
+  schedule.counts.rows = static_cast<std::int64_t>(batch.rows.size());
+  schedule.num_q_tokens = batch.totals.num_q_tokens;
   ScheduleCounts size;
   if (options.fixed_size()) {
     size = largest_counts(options);
   } else {
-    constexpr std::uint64_t kFewRows = 64;
-    size.rows = static_cast<std::int64_t>(
-        std::bit_ceil(std::max(static_cast<std::uint64_t>(batch.num_rows), kFewRows)));
-    size.pages = batch.table_room;
-    size.decode_rows = batch.max_q_len * options.shape.group_size();
-    size.decode_items = static_cast<std::int64_t>(
-        std::bit_ceil(std::max(static_cast<std::uint64_t>(batch.num_items), kFewRows)));
+    const auto with_room = [](std::int64_t count) {
+      constexpr std::int64_t kLeast = 64;
+      return static_cast<std::int64_t>(
+          std::bit_ceil(static_cast<std::uint64_t>(std::max(count, kLeast))));
+    };
+    std::int64_t num_items = 0;
+    for (const SequenceRow& row : batch.rows) {
+      if (row.q_len == 0) continue;
+      num_items += decode_items(options.shape, {.kv_len = row.kv_len, .q_len = row.q_len});
+    }
+    size.rows = with_room(schedule.counts.rows);
+    size.pages = table_room;
+    size.decode_rows = batch.totals.max_q_len * options.shape.group_size();
+    size.decode_items = with_room(num_items);
   }
   schedule.counts.decode_items = size.decode_items;
   schedule.layout = lay_out(size);
@@ -255,7 +263,7 @@ std::int64_t decode_items(const AttentionShape& shape, const AttentionRow& row) 
   const decode::Tiles tiles =
       decode::visible_tiles(static_cast<int>(row.kv_len), static_cast<int>(row.q_len),
                             std::min(shape.window_left, decode::kMaxKeys));
-  return decode::num_items(tiles.count, item_rule_of(shape));
+  return decode::num_items(tiles.count, static_cast<int>(row.q_len), item_rule_of(shape));
 }
 
 Schedule measure_schedule(const ScheduleOptions& options, const AttentionPlan& plan) {

@@ -91,17 +91,12 @@ Schedule measure_schedule(const ScheduleOptions& options, const AttentionPlan& p
 // for rows of another path.
 bool keeps_sequences(const ScheduleOptions& options);
 
-// A batch of sequences whose tables are kept.
-struct KeptBatch {
-  std::int64_t num_rows = 0;
-  std::int64_t num_q_tokens = 0;
-  // Where there is no capacity: the items of all rows, a KV head, and the most queries of a row.
-  std::int64_t num_items = 0, max_q_len = 0;
-  std::int64_t table_room = 0;  // entries of page tables, where there is no capacity
-};
-// The schedule of such a batch, in which every size has room for more, so that the next one's is
-// the same most of the time. The device counts the items; decode_items is what they may be at most.
-Schedule kept_schedule(const ScheduleOptions& options, const KeptBatch& batch);
+// The schedule of a batch of sequences whose tables are kept, in which every size has room for
+// more, so that the next one's is the same most of the time. The device counts the items;
+// decode_items is what they may be at most. `table_room`: entries of page tables, where there is no
+// capacity.
+Schedule kept_schedule(const ScheduleOptions& options, const SequenceBatch& batch,
+                       std::int64_t table_room);
 
 decode::ItemRule item_rule_of(const AttentionShape& shape);
 

@@ -33,35 +33,26 @@ void AttentionTables::upload(const AttentionPlan& plan, Schedule schedule, cudaS
   schedule_ = std::move(schedule);
 }
 
-bool AttentionTables::can_keep(std::span<const SequenceRow> rows) const noexcept {
-  if (!keeps_sequences_) return false;
-  std::int64_t num_pages = 0;
-  for (const SequenceRow& row : rows) num_pages += static_cast<std::int64_t>(row.pages.size());
-  return TableKeeper::room_for(static_cast<std::int64_t>(rows.size()), num_pages) <=
-         std::numeric_limits<std::int32_t>::max();
+bool AttentionTables::can_keep(const SequenceBatch& batch) const noexcept {
+  return keeps_sequences_ &&
+         TableKeeper::room_for(static_cast<std::int64_t>(batch.rows.size()),
+                               batch.totals.num_pages) <= std::numeric_limits<std::int32_t>::max();
 }
 
-void AttentionTables::keep(std::span<const SequenceRow> rows, std::int64_t num_q_tokens,
-                           cudaStream_t stream) {
-  KeptBatch batch{.num_rows = static_cast<std::int64_t>(rows.size()), .num_q_tokens = num_q_tokens};
-  std::int64_t num_pages = 0;
-  for (const SequenceRow& row : rows) {
-    num_pages += static_cast<std::int64_t>(row.pages.size());
-    if (fixed_size() || row.q_len == 0) continue;
-    batch.max_q_len = std::max(batch.max_q_len, row.q_len);
-    batch.num_items += decode_items(options_.shape, {.kv_len = row.kv_len, .q_len = row.q_len});
-  }
-  batch.table_room = TableKeeper::least_room(batch.num_rows, num_pages) <= keeper_.room()
-                         ? keeper_.room()
-                         : TableKeeper::room_for(batch.num_rows, num_pages);
-  Schedule schedule = kept_schedule(options_, batch);
+void AttentionTables::keep(const SequenceBatch& batch, cudaStream_t stream) {
+  const auto num_rows = static_cast<std::int64_t>(batch.rows.size());
+  const std::int64_t room =
+      TableKeeper::least_room(num_rows, batch.totals.num_pages) <= keeper_.room()
+          ? keeper_.room()
+          : TableKeeper::room_for(num_rows, batch.totals.num_pages);
+  Schedule schedule = kept_schedule(options_, batch, room);
   const ScheduleLayout& layout = schedule.layout;
   if (kept_rows_ != layout.size.rows || keeper_.room() != layout.size.pages ||
       layout.bytes > memory_.num_bytes()) {
     keeper_.forget(layout.size.pages);
   }
   kept_rows_ = -1;  // until the device has what the keeper knows
-  const TableUpdate& update = keeper_.update(rows);
+  const TableUpdate& update = keeper_.update(batch);
   schedule_.reset();
   memory_.reserve(layout.bytes, stream);
   const auto ints = [&](std::size_t offset) {

@@ -28,9 +28,9 @@ class AttentionTables {
   void upload(const AttentionPlan& plan, Schedule schedule, cudaStream_t stream);
   // Whether sequences may be kept at all; whether there may be room for these.
   bool keeps_sequences() const noexcept { return keeps_sequences_; }
-  bool can_keep(std::span<const SequenceRow> rows) const noexcept;
+  bool can_keep(const SequenceBatch& batch) const noexcept;
   // REQUIRES can_keep, and rows that are all of decode.
-  void keep(std::span<const SequenceRow> rows, std::int64_t num_q_tokens, cudaStream_t stream);
+  void keep(const SequenceBatch& batch, cudaStream_t stream);
 
   void drop() noexcept { schedule_.reset(), kept_rows_ = -1; }  // there is no batch
 

@@ -43,8 +43,7 @@ class CudaAttention final : public AttentionKernel {
   bool replays_appends() const noexcept override { return is_append_captured_; }
   void plan(const AttentionPlan& plan, Stream stream) override;
   bool keeps_tables() const noexcept override { return tables_.keeps_sequences(); }
-  bool plan_sequences(std::span<const SequenceRow> rows, std::int64_t num_q_tokens,
-                      Stream stream) override;
+  bool plan_sequences(const SequenceBatch& batch, Stream stream) override;
   void append(std::span<const Plane> planes, std::span<const TensorView> tensors,
               std::span<const TokenRange> ranges, Stream stream) const override;
   void run(std::span<const Plane> planes, const TensorView& q, const TensorView& out,
@@ -153,8 +152,7 @@ decode::Tables CudaAttention::decode_tables(const Schedule& schedule) const {
                     .q_indptr = tables_.ints(layout.q_indptr),
                     .item_indptr = tables_.ints(layout.item_indptr)},
           .query_rows = layout.size.decode_rows,
-          .num_items = layout.size.decode_items * options_.shape.num_kv_heads,
-          .num_rows = layout.size.rows};
+          .num_items = layout.size.decode_items * options_.shape.num_kv_heads};
 }
 
 void CudaAttention::plan(const AttentionPlan& plan, Stream stream_handle) {
@@ -173,20 +171,18 @@ void CudaAttention::plan(const AttentionPlan& plan, Stream stream_handle) {
   name_ = std::move(name);
 }
 
-bool CudaAttention::plan_sequences(std::span<const SequenceRow> rows, std::int64_t num_q_tokens,
-                                   Stream stream_handle) {
+bool CudaAttention::plan_sequences(const SequenceBatch& batch, Stream stream_handle) {
   const std::int64_t longest = options_.decode_rows / options_.shape.group_size();
-  const auto is_decode = [longest](const SequenceRow& row) {
-    return row.q_len <= longest && row.kv_len <= decode::kMaxKeys;
-  };
-  if (!tables_.can_keep(rows) || !std::all_of(rows.begin(), rows.end(), is_decode)) return false;
+  const SequenceTotals& totals = batch.totals;
+  const bool are_decode = totals.max_q_len <= longest && totals.max_kv_len <= decode::kMaxKeys;
+  if (!are_decode || !tables_.can_keep(batch)) return false;
   const DeviceGuard guard(options_.shape.device.index);
   cudaStream_t const stream = stream_of(stream_handle);
   check_not_capturing(stream);
-  const bool uses_decode = num_q_tokens > 0;
+  const bool uses_decode = totals.num_q_tokens > 0;
   std::string name =
       kernel_name(options_.shape.kv_dtype, uses_decode, /*fa2=*/!uses_decode, /*fa3=*/false);
-  tables_.keep(rows, num_q_tokens, stream);
+  tables_.keep(batch, stream);
   reserve_planned(stream);
   name_ = std::move(name);
   return true;

@@ -81,64 +81,80 @@ __device__ inline float largest_of_lanes(float x, int num_lanes) {
   return x;
 }
 
+// A head's elements to 8 bits; its parts are the lanes that share it.
+template <class T, bool kAligned>
+struct QuantisePart {
+  struct Value {};
+  static constexpr int kBatch = 1;
+  static constexpr bool kLoadsEarly = false;
+  __device__ static Value load(const TokenPart&) { return {}; }
+  __device__ static void store(const TokenPart& part, Value) {
+    const TokenSide& side = part.side;
+    const int num_lanes = side.parts_per_head;
+    const auto for_each_vector = [&](const auto& body) {
+      for (int first = part.index * kVectorElements; first < side.head_dim;
+           first += num_lanes * kVectorElements) {
+        Vector<T, kAligned> vector;
+        vector.load(part.element + first * sizeof(T));
+        body(first, vector);
+      }
+    };
+    float* const stored = scale_at(side.scales, part.place.page, part.place.slot, part.head);
+    float scale;
+    if (side.scales.per_token) {
+      float largest = 0;
+      for_each_vector([&](int, const Vector<T, kAligned>& vector) {
+#pragma unroll
+        for (const T x : vector.elements) {
+          const float magnitude = fabsf(to_float(x));
+          if (magnitude < INFINITY) largest = fmaxf(largest, magnitude);
+        }
+      });
+      largest = largest_of_lanes(largest, num_lanes);
+      scale = fmaxf(largest / kMaxFloat8, kLeastScale);
+      if (part.index == 0) *stored = scale;
+    } else {
+      scale = *stored;
+    }
+    const float factor = 1 / scale;
+    for_each_vector([&](int first, const Vector<T, kAligned>& vector) {
+      Vector<std::uint8_t, kAligned> bytes;
+#pragma unroll
+      for (int i = 0; i < kVectorElements; ++i) {
+        bytes.elements[i] =
+            __nv_cvt_float_to_fp8(to_float(vector.elements[i]) * factor, __NV_SATFINITE, __NV_E4M3);
+      }
+      bytes.store(part.slot + first);
+    });
+  }
+};
+
+template <class T, bool kAligned>
+struct DequantisePart {
+  struct Value {};
+  static constexpr int kBatch = 1;
+  static constexpr bool kLoadsEarly = false;
+  __device__ static Value load(const TokenPart&) { return {}; }
+  __device__ static void store(const TokenPart& part, Value) {
+    const TokenSide& side = part.side;
+    const float scale = *scale_at(side.scales, part.place.page, part.place.slot, part.head);
+    for (int first = part.index * kVectorElements; first < side.head_dim;
+         first += side.parts_per_head * kVectorElements) {
+      dequantise_vector<T, kAligned>(part.slot + first, scale, part.element + first * sizeof(T));
+    }
+  }
+};
+
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kTokenThreads)
     quantise(TokenSides sides, TokenTable table, int tokens_per_block) {
-  for_each_part(sides, table, tokens_per_block,
-                [](const TokenSide& side, TokenPlace place, int head, int lane, std::byte* slot,
-                   std::byte* element) {
-                  const int num_lanes = side.parts_per_head;
-                  const auto for_each_vector = [&](const auto& body) {
-                    for (int first = lane * kVectorElements; first < side.head_dim;
-                         first += num_lanes * kVectorElements) {
-                      Vector<T, kAligned> vector;
-                      vector.load(element + first * sizeof(T));
-                      body(first, vector);
-                    }
-                  };
-                  float* const stored = scale_at(side.scales, place.page, place.slot, head);
-                  float scale;
-                  if (side.scales.per_token) {
-                    float largest = 0;
-                    for_each_vector([&](int, const Vector<T, kAligned>& vector) {
-#pragma unroll
-                      for (const T x : vector.elements) {
-                        const float magnitude = fabsf(to_float(x));
-                        if (magnitude < INFINITY) largest = fmaxf(largest, magnitude);
-                      }
-                    });
-                    largest = largest_of_lanes(largest, num_lanes);
-                    scale = fmaxf(largest / kMaxFloat8, kLeastScale);
-                    if (lane == 0) *stored = scale;
-                  } else {
-                    scale = *stored;
-                  }
-                  const float factor = 1 / scale;
-                  for_each_vector([&](int first, const Vector<T, kAligned>& vector) {
-                    Vector<std::uint8_t, kAligned> bytes;
-#pragma unroll
-                    for (int i = 0; i < kVectorElements; ++i) {
-                      bytes.elements[i] = __nv_cvt_float_to_fp8(
-                          to_float(vector.elements[i]) * factor, __NV_SATFINITE, __NV_E4M3);
-                    }
-                    bytes.store(slot + first);
-                  });
-                });
+  move_parts<QuantisePart<T, kAligned>>(sides, table, tokens_per_block);
 }
 
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kTokenThreads)
     dequantise(TokenSides sides, TokenTable table, int tokens_per_block) {
-  for_each_part(sides, table, tokens_per_block,
-                [](const TokenSide& side, TokenPlace place, int head, int lane, std::byte* slot,
-                   std::byte* element) {
-                  const float scale = *scale_at(side.scales, place.page, place.slot, head);
-                  for (int first = lane * kVectorElements; first < side.head_dim;
-                       first += side.parts_per_head * kVectorElements) {
-                    dequantise_vector<T, kAligned>(slot + first, scale,
-                                                   element + first * sizeof(T));
-                  }
-                });
+  move_parts<DequantisePart<T, kAligned>>(sides, table, tokens_per_block);
 }
 
 template <class T>

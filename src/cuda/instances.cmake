@@ -19,9 +19,10 @@ foreach(dtype float16 bfloat16)
       "fa3 ${dtype} ${head_dim} none plain"
       "decode ${dtype} ${dtype} ${head_dim} 8"
       "decode ${dtype} float8_e4m3fn ${head_dim} 8")
-    # Of 16 bits FA2 is faster for so many rows; of head_dim 256 the accumulators would not fit the registers.
-    if(NOT head_dim EQUAL 256)
-      list(APPEND SEQATTN_CUDA_INSTANCES "decode ${dtype} float8_e4m3fn ${head_dim} 16")
+    if(NOT head_dim EQUAL 256) # whose accumulators would not fit the registers
+      list(APPEND SEQATTN_CUDA_INSTANCES
+        "decode ${dtype} ${dtype} ${head_dim} 16"
+        "decode ${dtype} float8_e4m3fn ${head_dim} 16")
     endif()
   endforeach()
 endforeach()

@@ -9,13 +9,14 @@ void TableKeeper::forget(std::int64_t room) {
   room_ = room;
   end_ = 0;
   regions_.clear();
+  index_of_version_.clear();
   recent_.clear();
 }
 
-const TableUpdate& TableKeeper::update(std::span<const SequenceRow> rows) {
-  if (!try_update(rows)) {
+const TableUpdate& TableKeeper::update(const SequenceBatch& batch) {
+  if (!try_update(batch)) {
     forget(room_);
-    try_update(rows);
+    try_update(batch);
   }
   return update_;
 }
@@ -23,31 +24,31 @@ const TableUpdate& TableKeeper::update(std::span<const SequenceRow> rows) {
 TableKeeper::Region* TableKeeper::region_of(const SequenceRow& row, Recent& recent) {
   const auto num_pages = static_cast<std::int64_t>(row.pages.size());
   if (recent.version != row.table_version) {
-    const auto found = regions_.find(row.table_version);
-    recent = {row.table_version, found == regions_.end() ? nullptr : &found->second};
+    const auto [entry, is_new] = index_of_version_.try_emplace(row.table_version, regions_.size());
+    if (is_new) regions_.emplace_back();
+    recent = {row.table_version, entry->second};
   }
-  if (recent.region != nullptr && recent.region->capacity >= num_pages) return recent.region;
+  Region& region = regions_[recent.region];
+  if (region.capacity >= num_pages && region.capacity > 0) return &region;
   const std::int64_t capacity = num_pages + num_pages / kShareToGrow + kLeastToGrow;
   if (end_ + capacity > room_) return nullptr;
-  Region& region = regions_[row.table_version];
   region = {.begin = static_cast<std::int32_t>(end_),
             .capacity = static_cast<std::int32_t>(capacity),
             .num_pages = 0};
   end_ += capacity;
-  recent.region = &region;
   return &region;
 }
 
-bool TableKeeper::try_update(std::span<const SequenceRow> rows) {
-  const std::size_t num_rows = rows.size();
+bool TableKeeper::try_update(const SequenceBatch& batch) {
+  const std::size_t num_rows = batch.rows.size();
   recent_.resize(num_rows);
   runs_.clear();
   pages_.clear();
   std::vector<std::int32_t>& words = update_.words;
-  words.resize(2 * num_rows);
-  bool differ = false;
+  const bool same_q_len = batch.same_q_len();
+  words.resize((same_q_len ? 2 : 3) * num_rows);
   for (std::size_t i = 0; i < num_rows; ++i) {
-    const SequenceRow& row = rows[i];
+    const SequenceRow& row = batch.rows[i];
     Region* const region = region_of(row, recent_[i]);
     if (region == nullptr) return false;
     const auto num_pages = static_cast<std::int32_t>(row.pages.size());
@@ -59,16 +60,13 @@ bool TableKeeper::try_update(std::span<const SequenceRow> rows) {
     }
     words[i] = region->begin;
     words[num_rows + i] = static_cast<std::int32_t>(row.kv_len);
-    differ |= row.q_len != rows[0].q_len;
-  }
-  if (differ) {
-    for (const SequenceRow& row : rows) words.push_back(static_cast<std::int32_t>(row.q_len));
+    if (!same_q_len) words[2 * num_rows + i] = static_cast<std::int32_t>(row.q_len);
   }
   words.insert(words.end(), runs_.begin(), runs_.end());
   words.insert(words.end(), pages_.begin(), pages_.end());
   update_.num_rows = static_cast<std::int32_t>(num_rows);
   update_.num_runs = static_cast<std::int32_t>(runs_.size() / 3);
-  update_.q_len = differ ? -1 : num_rows == 0 ? 0 : static_cast<std::int32_t>(rows[0].q_len);
+  update_.q_len = same_q_len ? static_cast<std::int32_t>(batch.totals.max_q_len) : -1;
   return true;
 }
 

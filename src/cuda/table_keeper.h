@@ -1,7 +1,7 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <span>
 #include <unordered_map>
 #include <vector>
 
@@ -39,7 +39,7 @@ class TableKeeper {
 
   // The update from the batch before to this one; good until the next call. When there is no more
   // room behind the regions, all begin anew. REQUIRES least_room for the batch.
-  const TableUpdate& update(std::span<const SequenceRow> rows);
+  const TableUpdate& update(const SequenceBatch& batch);
 
  private:
   struct Region {
@@ -48,17 +48,18 @@ class TableKeeper {
   };
   struct Recent {
     std::uint64_t version = 0;
-    Region* region = nullptr;
+    std::size_t region = 0;
   };
   static constexpr std::int64_t kShareToGrow = 4, kLeastToGrow = 16;
 
-  bool try_update(std::span<const SequenceRow> rows);
-  // Null where there is no room.
+  bool try_update(const SequenceBatch& batch);
+  // Null where there is no room. Good until the next call.
   Region* region_of(const SequenceRow& row, Recent& recent);
 
   std::int64_t room_ = 0;
-  std::int64_t end_ = 0;                               // of the regions
-  std::unordered_map<std::uint64_t, Region> regions_;  // by table version
+  std::int64_t end_ = 0;  // of the regions
+  std::vector<Region> regions_;
+  std::unordered_map<std::uint64_t, std::size_t> index_of_version_;  // of tables, in regions_
   std::vector<Recent> recent_;  // of the rows before: most stay where they are
   TableUpdate update_;
   std::vector<std::int32_t> runs_, pages_;

@@ -69,7 +69,7 @@ __device__ void update(const Header& header, const DeviceTables& tables,
     const std::int32_t q_len = header.q_len < 0 ? q_lens[row] : header.q_len;
     if (q_len == 0) return Sums{};
     const auto tiles = decode::visible_tiles(kv_lens[row], q_len, header.window_left);
-    return Sums{q_len, decode::num_items(tiles.count, header.rule)};
+    return Sums{q_len, decode::num_items(tiles.count, q_len, header.rule)};
   };
   Sums own;
   for (int row = begin; row < min(begin + each, tables.max_rows); ++row) own = own + sums_of(row);

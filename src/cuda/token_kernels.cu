@@ -13,35 +13,49 @@ constexpr int kPartElements = 8;  // of a conversion
 
 // Bytes as they are: a part is one Unit.
 template <class Unit, bool kWrite>
+struct MoveUnit {
+  using Value = Unit;
+  static constexpr int kBatch = 4;
+  static constexpr bool kLoadsEarly = kWrite;
+  __device__ static Unit load(const TokenPart& part) {
+    return reinterpret_cast<const Unit*>(kWrite ? part.element : part.slot)[part.index];
+  }
+  __device__ static void store(const TokenPart& part, const Unit& unit) {
+    reinterpret_cast<Unit*>(kWrite ? part.slot : part.element)[part.index] = unit;
+  }
+};
+
+template <class Unit, bool kWrite>
 __global__ void __launch_bounds__(kTokenThreads)
     move_units(TokenSides sides, TokenTable table, int tokens_per_block) {
-  for_each_part(
-      sides, table, tokens_per_block,
-      [](const TokenSide&, TokenPlace, int, int part, std::byte* slot, std::byte* element) {
-        const std::byte* const from = kWrite ? element : slot;
-        std::byte* const to = kWrite ? slot : element;
-        reinterpret_cast<Unit*>(to)[part] = reinterpret_cast<const Unit*>(from)[part];
-      });
+  move_parts<MoveUnit<Unit, kWrite>>(sides, table, tokens_per_block);
 }
 
 // Between elements of a plane and float32: a part is 8 of them.
 template <class T, bool kWrite>
+struct ConvertPart {
+  struct Value {};
+  static constexpr int kBatch = 1;
+  static constexpr bool kLoadsEarly = false;
+  __device__ static Value load(const TokenPart&) { return {}; }
+  __device__ static void store(const TokenPart& part, Value) {
+    T* const elements = reinterpret_cast<T*>(part.slot) + part.index * kPartElements;
+    float* const floats = reinterpret_cast<float*>(part.element) + part.index * kPartElements;
+#pragma unroll
+    for (int k = 0; k < kPartElements; ++k) {
+      if constexpr (kWrite) {
+        from_float(floats[k], elements[k]);
+      } else {
+        floats[k] = to_float(elements[k]);
+      }
+    }
+  }
+};
+
+template <class T, bool kWrite>
 __global__ void __launch_bounds__(kTokenThreads)
     convert_tokens(TokenSides sides, TokenTable table, int tokens_per_block) {
-  for_each_part(
-      sides, table, tokens_per_block,
-      [](const TokenSide&, TokenPlace, int, int part, std::byte* slot, std::byte* element) {
-        T* const elements = reinterpret_cast<T*>(slot) + part * kPartElements;
-        float* const floats = reinterpret_cast<float*>(element) + part * kPartElements;
-#pragma unroll
-        for (int k = 0; k < kPartElements; ++k) {
-          if constexpr (kWrite) {
-            from_float(floats[k], elements[k]);
-          } else {
-            floats[k] = to_float(elements[k]);
-          }
-        }
-      });
+  move_parts<ConvertPart<T, kWrite>>(sides, table, tokens_per_block);
 }
 
 // The largest unit that all addresses and rows are multiples of.

@@ -13,6 +13,7 @@
 namespace seqattn {
 
 inline constexpr int kTokenThreads = 256;  // a block
+inline constexpr int kMostTokens = 256;    // of a block
 inline constexpr int kVectorBytes = 16;
 
 // One plane and the tensor that it exchanges tokens with. Strides in bytes.
@@ -78,29 +79,82 @@ __device__ inline TokenPlace place_of(const TokenTable& table, std::int64_t toke
           static_cast<int>(position % page_size)};
 }
 
-// Calls body(side, place, head, part, slot, element) for what this thread has of the block's whole
-// tokens: a part of a head, the head's bytes in the plane, and its elements in the tensor.
-template <class Body>
-__device__ __forceinline__ void for_each_part(const TokenSides& sides, const TokenTable& table,
-                                              int tokens_per_block, const Body& body) {
+// A part of a head of one token. Of `place` and `slot` nothing is known before the lookup.
+struct TokenPart {
+  const TokenSide& side;
+  int head, index;     // of the head's parts
+  std::byte* element;  // the head in the tensor
+  TokenPlace place;
+  std::byte* slot;  // the head in the plane
+};
+
+// Moves what this thread has of the block's tokens: one part of a token after the other, and of
+// each all tokens, kBatch at a time. A Move says
+//   Value load(const TokenPart&)                what is to be moved
+//   void store(const TokenPart&, const Value&)  does the rest
+//   kBatch                                      how many are loaded before the first is stored
+//   kLoadsEarly                                 whether `load` does without the lookup; then the
+//                                               first loads and the lookups wait for memory
+//                                               together
+template <class Move>
+__device__ __forceinline__ void move_parts(const TokenSides& sides, const TokenTable& table,
+                                           int tokens_per_block) {
+  __shared__ TokenPlace places[kMostTokens];
   const std::int64_t num_tokens =
       table.num_tokens_device != nullptr ? *table.num_tokens_device : table.num_tokens;
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * tokens_per_block;
+  if (first >= num_tokens) return;
+  const int count =
+      static_cast<int>(min(static_cast<std::int64_t>(tokens_per_block), num_tokens - first));
   const int per_token = sides.parts_per_token[0] + sides.parts_per_token[1];
-  for (int i = threadIdx.x; i < tokens_per_block * per_token; i += kTokenThreads) {
-    const std::int64_t token = first + i / per_token;
-    if (token >= num_tokens) return;
-    const int in_token = i % per_token;
+  const int lanes = min(per_token, kTokenThreads), at_once = kTokenThreads / lanes;
+  const int first_token = static_cast<int>(threadIdx.x) / lanes;
+  const int first_part = static_cast<int>(threadIdx.x) - first_token * lanes;
+
+  using Value = typename Move::Value;
+  Value values[Move::kBatch];
+  const auto for_batch = [&](int in_token, int begin, bool has_places, const auto& body) {
     const int which = in_token >= sides.parts_per_token[0] ? 1 : 0;
     const int in_side = which == 0 ? in_token : in_token - sides.parts_per_token[0];
     const TokenSide& side = sides.side[which];
     const int head = in_side / side.parts_per_head;
-    const TokenPlace place = place_of(table, token, sides.page_size);
-    std::byte* const slot = side.plane + place.page * side.page_stride +
-                            place.slot * side.token_stride + head * side.head_stride;
-    std::byte* const element =
-        side.tensor + token * side.tensor_token_stride + head * side.tensor_head_stride;
-    body(side, place, head, in_side % side.parts_per_head, slot, element);
+    std::byte* const tensor =
+        side.tensor + first * side.tensor_token_stride + head * side.tensor_head_stride;
+#pragma unroll
+    for (int i = 0; i < Move::kBatch; ++i) {
+      const int token = begin + i * at_once;
+      if (token >= count) break;
+      TokenPart part{side,
+                     head,
+                     in_side - head * side.parts_per_head,
+                     tensor + token * side.tensor_token_stride,
+                     {},
+                     nullptr};
+      if (has_places) {
+        part.place = places[token];
+        part.slot = side.plane + part.place.page * side.page_stride +
+                    part.place.slot * side.token_stride + head * side.head_stride;
+      }
+      body(part, values[i]);
+    }
+  };
+  const auto load = [](const TokenPart& part, Value& value) { value = Move::load(part); };
+  const auto store = [](const TokenPart& part, const Value& value) { Move::store(part, value); };
+
+  const bool has_any = first_token < at_once && first_token < count;
+  if (Move::kLoadsEarly && has_any) for_batch(first_part, first_token, false, load);
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += kTokenThreads) {
+    places[i] = place_of(table, first + i, sides.page_size);
+  }
+  __syncthreads();
+  if (!has_any) return;
+  bool is_loaded = Move::kLoadsEarly;
+  for (int in_token = first_part; in_token < per_token; in_token += lanes) {
+    for (int begin = first_token; begin < count; begin += at_once * Move::kBatch) {
+      if (!is_loaded) for_batch(in_token, begin, true, load);
+      for_batch(in_token, begin, true, store);
+      is_loaded = false;
+    }
   }
 }
 
@@ -137,8 +191,13 @@ using TokenKernel = void (*)(TokenSides, TokenTable, int tokens_per_block);
 
 inline void launch_tokens(TokenKernel kernel, const TokenSides& sides, const TokenTable& table,
                           cudaStream_t stream) {
+  // So many that each thread has two parts at least; more where that leaves blocks for all
+  // processors, since blocks are work of their own.
+  constexpr int kManyBlocks = 1024, kEnoughTokens = 16;
   const int per_token = sides.parts_per_token[0] + sides.parts_per_token[1];
-  const int tokens_per_block = std::max(1, 2 * kTokenThreads / per_token);
+  const int least = std::clamp(2 * kTokenThreads / per_token, 1, kMostTokens);
+  const int tokens_per_block = static_cast<int>(std::clamp<std::int64_t>(
+      table.num_tokens / kManyBlocks, least, std::max(least, kEnoughTokens)));
   const auto blocks =
       static_cast<unsigned>((table.num_tokens + tokens_per_block - 1) / tokens_per_block);
   kernel<<<blocks, kTokenThreads, 0, stream>>>(sides, table, tokens_per_block);

@@ -122,6 +122,33 @@ TEST_F(CacheDescriptorGrowth, CanUseEveryPageOfThePool) {
   EXPECT_EQ(descriptor_.pages(3).size(), 16u);
 }
 
+// Steps list the ids of the step before in the same places, and are not searched for again.
+TEST_F(CacheDescriptorGrowth, MeetsTheSequenceThatHasTheIdToday) {
+  descriptor_.allocate({1, 2, 3}, {2, 2, 2});
+  descriptor_.allocate_decoding({1, 2, 3});
+  descriptor_.release({2});
+  EXPECT_THROW(descriptor_.allocate_decoding({1, 2, 3}), UnknownSequenceError);
+  descriptor_.allocate({2}, {7});
+  descriptor_.allocate_decoding({1, 2, 3});
+  EXPECT_EQ(descriptor_.length(1), 4);
+  EXPECT_EQ(descriptor_.length(2), 8);
+  EXPECT_EQ(descriptor_.length(3), 4);
+  descriptor_.fork(1, 4);
+  descriptor_.allocate_decoding({3, 4, 1, 2});
+  EXPECT_EQ(descriptor_.length(4), 5);
+  EXPECT_EQ(descriptor_.length(1), 5);
+}
+
+TEST_F(CacheDescriptorGrowth, ForgetsASequenceThatWasTakenBack) {
+  EXPECT_THROW(descriptor_.allocate({5, 6}, {4, 4 * 16}), NoPageError);
+  EXPECT_THROW(descriptor_.allocate_decoding({5}), UnknownSequenceError);
+  descriptor_.allocate({5, 6}, {1, 2});
+  EXPECT_THROW(descriptor_.allocate({5, 6, 7, 8}, {1, 1, 1, -1}), InvalidArgumentError);
+  EXPECT_THROW(descriptor_.allocate_decoding({5, 6, 7}), UnknownSequenceError);
+  descriptor_.allocate_decoding({5, 6});
+  EXPECT_EQ(descriptor_.length(6), 3);
+}
+
 TEST(CacheDescriptorPageSizes, OfOneTokenHaveNoRoomLeft) {
   PagePool pool(8, 1);
   CacheDescriptor descriptor(pool);

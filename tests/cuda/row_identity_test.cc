@@ -120,6 +120,18 @@ TEST_P(CudaBitIdentity, OfAReplayedGraph) {
   }
 }
 
+// Decode rows around every border of how keys are split, with 1 to most_queries queries each.
+std::vector<RowLengths> ragged_rows(std::int64_t most_queries) {
+  std::vector<RowLengths> rows;
+  for (const std::int64_t kv_len :
+       {2,    3,    15,   16,   17,   33,   128,   129,   1000,  1024,  1025,  2047, 2048,
+        4096, 4097, 8191, 8192, 8193, 9000, 16384, 16385, 30000, 45000, 65536, 70001}) {
+    rows.push_back({1 + static_cast<std::int64_t>(rows.size()) % most_queries, kv_len});
+  }
+  rows.push_back({1, 1});
+  return rows;
+}
+
 std::vector<AttentionCase> cases() {
   std::vector<AttentionCase> list;
   const auto add = [&](const std::string& name, AttentionCase c) {
@@ -146,13 +158,14 @@ std::vector<AttentionCase> cases() {
   add("OneKvHeadPage1", c);
   c = gpu_case(DType::kBFloat16);
   c.num_kv_heads = 1;
-  c.rows.clear();
-  for (const std::int64_t kv_len :
-       {1,    2,    15,   16,   17,   33,    128,   129,   1000,  1024,
-        1025, 2047, 4096, 4097, 8191, 16384, 16385, 30000, 45000, 70001}) {
-    c.rows.push_back({1, kv_len});
-  }
+  c.rows = ragged_rows(1);
   add("RaggedDecode", c);
+  c.rows = ragged_rows(2);  // up to 16 query rows
+  add("RaggedDecodeOfTwo", c);
+  c = float8_gpu_case(KVScaling::kFixed, DType::kBFloat16);
+  c.num_kv_heads = 1;
+  c.rows = ragged_rows(2);
+  add("RaggedDecodeFloat8", c);
   c = gpu_case(DType::kFloat16, 64);
   c.num_qo_heads = 6;
   c.kv_layout = KVLayout::kHND;

@@ -191,9 +191,8 @@ class Coverage {
       EXPECT_LE(row.q_len * options_.shape.group_size(), options_.decode_rows);
       const std::int64_t first = first_key(options_.shape, row) / decode::kTileTokens;
       const std::int64_t tiles = ceil_div(row.kv_len, decode::kTileTokens) - first;
-      const std::int64_t in_item =
-          decode::item_tiles(static_cast<int>(tiles),
-                             {options_.shape.num_kv_heads, has_scales(options_.shape.kv_dtype)});
+      const std::int64_t in_item = decode::item_tiles(
+          static_cast<int>(tiles), static_cast<int>(row.q_len), item_rule_of(options_.shape));
       EXPECT_GE(items, 1) << "row " << i;
       EXPECT_LE(in_item, decode::kMaxItemTiles);
       EXPECT_GE(items * in_item, tiles) << "row " << i << ": keys without an item";

@@ -20,17 +20,18 @@ struct Table {
   std::vector<PageId> pages;
 };
 
-std::vector<SequenceRow> rows_of(const std::vector<const Table*>& tables, std::int64_t q_len = 1) {
-  std::vector<SequenceRow> rows;
-  rows.reserve(tables.size());
-  for (const Table* table : tables) {
-    rows.push_back({.pages = table->pages,
-                    .table_version = table->version,
-                    .kv_len = 16 * static_cast<std::int64_t>(table->pages.size()),
-                    .q_begin = static_cast<std::int64_t>(rows.size()) * q_len,
-                    .q_len = q_len});
-  }
-  return rows;
+void add(SequenceBatch& batch, const Table& table, std::int64_t q_len) {
+  batch.rows.push_back({.pages = table.pages,
+                        .table_version = table.version,
+                        .kv_len = 16 * static_cast<std::int64_t>(table.pages.size()),
+                        .q_len = q_len});
+  batch.totals.add(batch.rows.back(), batch.rows.size() == 1);
+}
+
+SequenceBatch rows_of(const std::vector<const Table*>& tables, std::int64_t q_len = 1) {
+  SequenceBatch batch;
+  for (const Table* table : tables) add(batch, *table, q_len);
+  return batch;
 }
 
 // A device's side of it.
@@ -38,8 +39,9 @@ class Device {
  public:
   explicit Device(std::int64_t room) { keeper_.forget(room), array_.assign(room, -1); }
   // Returns how many entries the update sent.
-  std::int64_t apply(const std::vector<SequenceRow>& rows) {
-    const TableUpdate& update = keeper_.update(rows);
+  std::int64_t apply(const SequenceBatch& batch) {
+    const std::vector<SequenceRow>& rows = batch.rows;
+    const TableUpdate& update = keeper_.update(batch);
     const auto num_rows = static_cast<std::size_t>(update.num_rows);
     EXPECT_EQ(num_rows, rows.size());
     const std::int32_t* const runs = update.words.data() + (update.q_len < 0 ? 3 : 2) * num_rows;
@@ -90,9 +92,9 @@ TEST(TableKeeper, SendsWhatIsNew) {
 TEST(TableKeeper, ListsQueriesThatDiffer) {
   Device device(TableKeeper::room_for(3, 60));
   const Table a{1, {4, 5, 6}}, b{2, {9}};
-  auto rows = rows_of({&a, &b}, 2);
-  rows[1].q_len = 0;
-  EXPECT_EQ(device.apply(rows), 4);
+  SequenceBatch batch = rows_of({&a}, 2);
+  add(batch, b, 0);
+  EXPECT_EQ(device.apply(batch), 4);
 }
 
 TEST(TableKeeper, HoldsTheTablesOfAnyHistory) {

@@ -36,8 +36,8 @@ struct Call {
   bool scales_per_token = false;
   Batch batch;
   int page_size = 0;
-  int num_qo_heads = 0;
   int num_kv_heads = 0;
+  int group_size = 0;       // query heads a KV head
   const void* q = nullptr;  // aligned to 16 bytes, as its strides
   std::int64_t q_token_stride = 0, q_head_stride = 0;
   void* out = nullptr;
@@ -52,11 +52,16 @@ struct Call {
   float scale_log2 = 1;  // makes q . k a logit in base 2; with a cap: the argument of tanh
   float cap_log2 = 0;    // 0: none
   // Of items that share a row and a head: [items, rows, dim] weighted sums as accumulators lie, and
-  // [items, rows] maxima and sums of weights.
+  // [items, rows] maxima and sums of weights; those of a merged group lie where its first item's
+  // do.
   float4* partials = nullptr;
   float4* partial_stats = nullptr;
-  unsigned* arrivals = nullptr;   // [rows of the batch, KV heads], zeros between launches
-  unsigned* next_item = nullptr;  // [2], zeros between launches
+  float4* group_stats = nullptr;  // as partial_stats, of merged groups
+  // Zeros between launches: [items] results of a group, at its first item; [items] merged groups of
+  // a row, at its first item; what items and thread blocks came to the end.
+  unsigned* arrivals = nullptr;
+  unsigned* group_arrivals = nullptr;
+  unsigned* next_item = nullptr;  // [2]
   bool overlap_launch = false;    // launch.h
 };
 

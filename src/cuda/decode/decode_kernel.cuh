@@ -1,7 +1,6 @@
 #pragma once
 
-#include <algorithm>
-
+#include "decode_control.cuh"
 #include "decode_merge.cuh"
 #include "decode_shape.cuh"
 #include "decode_tile.cuh"
@@ -33,161 +32,12 @@ __device__ __forceinline__ void init_barriers(Shared<S>& shared) {
   fence_barrier_init();
 }
 
-// --- The scheduler.
-
-__device__ __forceinline__ int div_up(int a, int b) { return (a + b - 1) / b; }
-
-// The row that has item number `item` of item_indptr, by a warp: the last one that begins no later.
-__device__ __forceinline__ int row_of(const Batch& batch, int item, int lane) {
-  int first = 0, count = batch.num_rows;  // among rows [first, first + count)
-  while (count > 1) {
-    const int step = div_up(count, 32);
-    const int row = first + lane * step;
-    const bool begins = lane * step < count && __ldg(batch.item_indptr + row) <= item;
-    const int chosen = __popc(__ballot_sync(~0u, begins)) - 1;
-    first += chosen * step;
-    count = min(step, count - chosen * step);
-  }
-  return first;
-}
-
-template <class S>
-__device__ __forceinline__ Item item_at(const Call& call, int number, int lane) {
-  const Batch& batch = call.batch;
-  Item item;
-  item.head = number % call.num_kv_heads;
-  const int in_rows = number / call.num_kv_heads;
-  // Rows without items begin where the next one does: the last of these has them.
-  item.row = row_of(batch, in_rows, lane);
-  const int begin = __ldg(batch.item_indptr + item.row);
-  item.chunk = in_rows - begin;
-  item.num_chunks = __ldg(batch.item_indptr + item.row + 1) - begin;
-  item.partial = number;
-  item.kv_len = __ldg(batch.kv_len + item.row);
-  item.q_begin = __ldg(batch.q_indptr + item.row);
-  item.q_len = __ldg(batch.q_indptr + item.row + 1) - item.q_begin;
-  const Tiles tiles = visible_tiles(item.kv_len, item.q_len, call.window_left);
-  const int most = item_tiles(tiles.count, {call.num_kv_heads, S::kIsFloat8});
-  item.first_tile = tiles.first + item.chunk * most;
-  item.num_tiles = max(0, min(most, tiles.count - item.chunk * most));
-  return item;
-}
-
-// A token's heads at once where they lie side by side.
-template <class T, int kDim>
-__device__ __forceinline__ void load_queries(const Call& call, T (*to)[kDim], const Item& item,
-                                             int group, std::uint32_t barrier) {
-  const int at_once = call.q_head_stride == kDim ? group : 1;
-  for (int row = 0; row < item.q_len * group; row += at_once) {
-    const auto* const from = static_cast<const T*>(call.q) +
-                             (item.q_begin + row / group) * call.q_token_stride +
-                             (std::int64_t{item.head} * group + row % group) * call.q_head_stride;
-    load_bytes(shared_address(to[row]), from, at_once * kDim * 2, barrier);
-  }
-}
-
-template <class S>
-__device__ __forceinline__ void schedule(const Call& call, Shared<S>& shared, int lane) {
-  wait_for_predecessor();
-  const int total = __ldg(call.batch.item_indptr + call.batch.num_rows) * call.num_kv_heads;
-  const int group = call.num_qo_heads / call.num_kv_heads;
-  RingPosition<kItemSlots> at;
-  RingPosition<1> queries;
-  PublicationCount count;
-  int number = static_cast<int>(blockIdx.x);
-  while (true) {
-    const bool is_end = number >= total;
-    int next = 0;
-    if (!is_end && lane == 0) next = static_cast<int>(gridDim.x + atomicAdd(call.next_item, 1u));
-    Item item{};
-    std::int32_t pages[S::kMaxItemTiles / 32];
-    if (!is_end) {
-      item = item_at<S>(call, number, lane);
-      const std::int32_t* const table =
-          call.batch.page_indices + __ldg(call.batch.page_begin + item.row);
-      const int tiles_per_page = call.page_size / kTileTokens;
-#pragma unroll
-      for (int i = 0; i < S::kMaxItemTiles / 32; ++i) {
-        const int tile = i * 32 + lane;
-        pages[i] =
-            tile < item.num_tiles ? __ldg(table + (item.first_tile + tile) / tiles_per_page) : 0;
-      }
-    }
-    wait(address_of(shared.item_empty[at.slot]), at.parity ^ 1);
-    if (is_end) {
-      if (lane == 0) shared.items[at.slot].num_chunks = 0;  // no more
-      arrive(address_of(shared.item_full[at.slot]));
-      if (lane == 0) {
-        count.follow(call, shared, {});
-        count.follow(call, shared, {});
-        let_successor_start();
-        // The last block leaves zeros for the next launch.
-        if (atomicAdd(call.next_item + 1, 1u) == gridDim.x - 1) {
-          call.next_item[0] = 0;
-          call.next_item[1] = 0;
-        }
-      }
-      return;
-    }
-    if (lane == 0) shared.items[at.slot] = item;
-#pragma unroll
-    for (int i = 0; i < S::kMaxItemTiles / 32; ++i) shared.pages[at.slot][i * 32 + lane] = pages[i];
-    arrive(address_of(shared.item_full[at.slot]));
-    if (lane == 0) {
-      wait(address_of(shared.queries_empty), queries.parity ^ 1);
-      const std::uint32_t full = address_of(shared.queries_full);
-      arrive_expecting(full, item.q_len * group * S::kDim * 2);
-      load_queries(call, shared.queries, item, group, full);
-      count.follow(call, shared, item);
-    }
-    queries.advance();
-    __syncwarp();
-    number = __shfl_sync(~0u, next, 0);
-    at.advance();
-  }
-}
-
-// --- The loader: tile i of an item goes to warp i % kMathWarps, through that warp's own ring, on
-// into the next item without a pause.
-
-template <class S>
-__device__ __forceinline__ void load_tiles(const Call& call, Shared<S>& shared) {
-  const std::uint64_t policy = evict_first_policy();
-  const int tiles_per_page = call.page_size / kTileTokens;
-  RingPosition<S::kStages> stages[kMathWarps];
-  RingPosition<kItemSlots> at;
-  while (true) {
-    wait(address_of(shared.item_full[at.slot]), at.parity);
-    const Item item = shared.items[at.slot];
-    if (item.num_chunks == 0) return;
-    for (int first = 0; first < item.num_tiles; first += kMathWarps) {
-#pragma unroll
-      for (int warp = 0; warp < kMathWarps; ++warp) {
-        const int tile = first + warp;
-        if (tile >= item.num_tiles) continue;
-        RingPosition<S::kStages>& stage = stages[warp];
-        auto& to = shared.ring[warp][stage.slot];
-        const std::uint32_t full = address_of(shared.stage_full[warp][stage.slot]);
-        wait(address_of(shared.stage_empty[warp][stage.slot]), stage.parity ^ 1);
-        arrive_expecting(full, 2 * S::kTileBytes);
-        const int token = (item.first_tile + tile) % tiles_per_page * kTileTokens;
-        const int page = shared.pages[at.slot][tile];
-        load_box(shared_address(to.keys), &call.keys, full, token, item.head, page, policy);
-        load_box(shared_address(to.values), &call.values, full, token, item.head, page, policy);
-        stage.advance();
-      }
-    }
-    arrive(address_of(shared.item_empty[at.slot]));
-    at.advance();
-  }
-}
-
 // --- The math warps.
 
 template <class S>
 __device__ __forceinline__ Visible<S> visible_to(const Call& call, const Item& item,
                                                  const Lane& lane) {
-  const int group = call.num_qo_heads / call.num_kv_heads;
+  const int group = call.group_size;
   const auto range = [&](int query, int& first, int& end) {
     const int position = item.kv_len - item.q_len + query;
     end = call.causal ? min(item.kv_len, position + 1) : item.kv_len;
@@ -238,11 +88,140 @@ __device__ __forceinline__ TokenScales scales_of(const Call& call, const Item& i
   return scales;
 }
 
+// What a warp keeps at hand through an item.
+template <class S>
+struct Task {
+  Queries<S> queries;
+  Visible<S> visible;
+  float row_scales[S::kRowBlocks][2];
+  std::uint32_t zero;  // a register that is 0 and that the compiler does not know to be
+};
+
+// Takes the tiles `first` and, where it is the item's, the one kMathWarps behind: with the bits of
+// one after the other, but at once where no maximum has to be raised between them, since a tile
+// alone is a chain of operations that wait for each other.
+template <class S>
+__device__ __forceinline__ void take_tiles(const Call& call, Shared<S>& shared, const Item& item,
+                                           const Task<S>& task, int first,
+                                           const TokenScales (&scales)[S::kTilesAtOnce],
+                                           TileState<S>& state, RingPosition<S::kStages>& stage,
+                                           int warp, const Lane& lane) {
+  constexpr int kTiles = S::kTilesAtOnce;
+  const bool has_second = kTiles == 2 && first + kMathWarps < item.num_tiles;
+  RingPosition<S::kStages> stages[2];
+  stages[0] = stages[1] = stage;  // without a second tile the first one is scored twice
+  stage.advance();
+  wait(address_of(shared.stage_full[warp][stages[0].slot]), stages[0].parity);
+  if (has_second) {
+    stages[1] = stage;
+    stage.advance();
+    wait(address_of(shared.stage_full[warp][stages[1].slot]), stages[1].parity);
+  }
+  float scores[kTiles][S::kRowBlocks][4], exponents[kTiles][S::kRowBlocks][4];
+  std::uint32_t weights[kTiles][S::kRowBlocks][2];
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) {
+    score<S>(shared_address(shared.ring[warp][stages[i].slot].keys), task.queries, lane, scores[i]);
+  }
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) {
+    const int first_token = (item.first_tile + first + i * kMathWarps) * kTileTokens;
+#pragma unroll
+    for (int block = 0; block < S::kRowBlocks; ++block) {
+      scale_and_hide<S>(scores[i][block], task.row_scales[block], scales[i], call.cap_log2,
+                        first_token, task.visible, block, lane);
+      add_value_scales<S>(scores[i][block], scales[i], exponents[i][block]);
+    }
+    if (first_token + kTileTokens > item.kv_len && (i == 0 || has_second)) {
+      clear_values<S>(shared_address(shared.ring[warp][stages[i].slot].values),
+                      item.kv_len - first_token, lane);
+    }
+  }
+  const auto raise_for = [&](int i) {
+#pragma unroll
+    for (int block = 0; block < S::kRowBlocks; ++block) {
+      if (exceeds(state.rows[block], exponents[i][block])) {
+        raise(state.rows[block], exponents[i][block]);
+      }
+    }
+  };
+  const auto weigh_tile = [&](int i) {
+#pragma unroll
+    for (int block = 0; block < S::kRowBlocks; ++block) {
+      weigh(state.rows[block], scores[i][block], exponents[i][block], weights[i][block]);
+    }
+  };
+  const auto add_tile = [&](int i) {
+    const std::uint32_t last = add_values(
+        state, shared_address(shared.ring[warp][stages[i].slot].values), weights[i], lane);
+    __syncwarp();
+    if (lane.index == 0) {
+      arrive(address_of(shared.stage_empty[warp][stages[i].slot]) + (last & task.zero));
+    }
+  };
+  raise_for(0);
+  weigh_tile(0);
+  if constexpr (kTiles == 1) {
+    add_tile(0);
+  } else {
+    bool are_apart = !has_second;
+#pragma unroll
+    for (int block = 0; block < S::kRowBlocks; ++block) {
+      are_apart |= exceeds(state.rows[block], exponents[1][block]);
+    }
+    if (are_apart) {
+      add_tile(0);
+      if (!has_second) return;
+      raise_for(1);
+    }
+    weigh_tile(1);
+    if (!are_apart) add_tile(0);
+    add_tile(1);
+  }
+}
+
+// All of an item, whose queries are at hand; arrives at `done` when its page table is no longer
+// read.
+template <class S>
+__device__ __forceinline__ Parts<S> attend_to(const Call& call, Shared<S>& shared, const Item& item,
+                                              Task<S>& task, const std::int32_t* pages,
+                                              RingPosition<S::kStages>& stage, int warp,
+                                              const Lane& lane, std::uint32_t done) {
+  task.visible = visible_to<S>(call, item, lane);
+#pragma unroll
+  for (int block = 0; block < S::kRowBlocks; ++block) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      task.row_scales[block][c] = call.scale_log2 * task.queries.factors[block][c];
+    }
+  }
+  TileState<S> state;
+  state.clear();
+  constexpr int kStep = S::kTilesAtOnce * kMathWarps;
+  TokenScales next_scales[S::kTilesAtOnce];
+  const auto load_scales = [&](int first) {
+#pragma unroll
+    for (int i = 0; i < S::kTilesAtOnce; ++i) {
+      next_scales[i] = scales_of<S>(call, item, pages, first + i * kMathWarps, lane);
+    }
+  };
+  load_scales(warp);
+  for (int tile = warp; tile < item.num_tiles; tile += kStep) {
+    TokenScales scales[S::kTilesAtOnce];  // loads take about as long as the tiles
+#pragma unroll
+    for (int i = 0; i < S::kTilesAtOnce; ++i) scales[i] = next_scales[i];
+    if (S::kIsFloat8 && call.scales_per_token) load_scales(tile + kStep);
+    take_tiles(call, shared, item, task, tile, scales, state, stage, warp, lane);
+  }
+  if (lane.index == 0) arrive(done);
+  return merge_warps(shared, state, warp, lane);
+}
+
 template <class S>
 __device__ __forceinline__ void compute(const Call& call, Shared<S>& shared, int warp) {
   const Lane lane;
-  // A register that is 0 and that the compiler does not know to be.
-  const std::uint32_t zero = static_cast<std::uint32_t>(call.page_size) & 0x80000000u;
+  Task<S> task;
+  task.zero = static_cast<std::uint32_t>(call.page_size) & 0x80000000u;
   RingPosition<S::kStages> stage;
   RingPosition<kItemSlots> at;
   RingPosition<1> queries_at;
@@ -250,83 +229,42 @@ __device__ __forceinline__ void compute(const Call& call, Shared<S>& shared, int
   while (true) {
     wait(address_of(shared.item_full[at.slot]), at.parity);
     const Item item = shared.items[at.slot];
-    if (item.num_chunks == 0) {
-      publication.settle(call, shared, warp, lane);
-      return;
-    }
-    wait(address_of(shared.queries_full), queries_at.parity);
-    Queries<S> queries;
-    const std::uint32_t read = queries.load(shared.queries, lane);
-    __syncwarp();
-    if (lane.index == 0) arrive(address_of(shared.queries_empty) + (read & zero));
-    queries_at.advance();
-    const Visible<S> visible = visible_to<S>(call, item, lane);
-    float row_scales[S::kRowBlocks][2];
-#pragma unroll
-    for (int block = 0; block < S::kRowBlocks; ++block) {
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        row_scales[block][c] = call.scale_log2 * queries.factors[block][c];
-      }
-    }
-    const std::int32_t* const pages = shared.pages[at.slot];
-    TokenScales next_scales = scales_of<S>(call, item, pages, warp, lane);
-    TileState<S> state;
-    state.clear();
-    for (int tile = warp; tile < item.num_tiles; tile += kMathWarps) {
-      const TokenScales scales = next_scales;  // loads take about as long as a tile
-      if (S::kIsFloat8 && call.scales_per_token) {
-        next_scales = scales_of<S>(call, item, pages, tile + kMathWarps, lane);
-      }
-      const auto& data = shared.ring[warp][stage.slot];
-      const std::uint32_t keys = shared_address(data.keys), values = shared_address(data.values);
-      wait(address_of(shared.stage_full[warp][stage.slot]), stage.parity);
-      const int first_token = (item.first_tile + tile) * kTileTokens;
-      float scores[S::kRowBlocks][4];
-      score<S>(keys, queries, lane, scores);
-#pragma unroll
-      for (int block = 0; block < S::kRowBlocks; ++block) {
-        scale_and_hide<S>(scores[block], row_scales[block], scales, call.cap_log2, first_token,
-                          visible, block, lane);
-      }
-      if (first_token + kTileTokens > item.kv_len) {
-        clear_values<S>(values, item.kv_len - first_token, lane);
-      }
-      std::uint32_t weights[S::kRowBlocks][2];
-#pragma unroll
-      for (int block = 0; block < S::kRowBlocks; ++block) {
-        update(state.rows[block], scores[block], scales, weights[block]);
-      }
-      const std::uint32_t last = add_values(state, values, weights, lane);
+    const bool is_end = item.num_chunks == 0;
+    Parts<S> parts;
+    if (!is_end) {
+      wait(address_of(shared.queries_full), queries_at.parity);
+      const std::uint32_t read = task.queries.load(shared.queries, lane);
       __syncwarp();
-      if (lane.index == 0) arrive(address_of(shared.stage_empty[warp][stage.slot]) + (last & zero));
-      stage.advance();
+      if (lane.index == 0) arrive(address_of(shared.queries_empty) + (read & task.zero));
+      queries_at.advance();
+      parts = attend_to(call, shared, item, task, shared.pages[at.slot], stage, warp, lane,
+                        address_of(shared.item_empty[at.slot]));
+      at.advance();
     }
-    if (lane.index == 0) arrive(address_of(shared.item_empty[at.slot]));
-    const Parts<S> parts = merge_warps(shared, state, warp, lane);
     publication.settle(call, shared, warp, lane);
+    if (is_end) return;
     if (item.num_chunks == 1) {
       finish(call, item, parts, warp, lane);
     } else {
       publication.publish(call, shared, item, parts, warp, lane);
     }
-    at.advance();
   }
 }
 
 template <class S>
-__global__ void __launch_bounds__(kThreads, S::kBlocksPerSm)
+__global__ void __launch_bounds__(S::kThreads, S::kBlocksPerSm)
     attend(const __grid_constant__ Call call) {
   extern __shared__ __align__(1024) std::uint8_t memory[];
   Shared<S>& shared = *reinterpret_cast<Shared<S>*>(memory);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   if (threadIdx.x == 0) init_barriers(shared);
   __syncthreads();
-  if (warp == kMathWarps) {
-    schedule(call, shared, lane);
-  } else if (warp == kMathWarps + 1) {
-    if (lane == 0) load_tiles(call, shared);
+  if (warp >= kMathWarps) {
+    if constexpr (S::kTradesRegisters) give_registers<S::kControlRegisters>();
+    if (warp == kMathWarps) schedule(call, shared, lane);
+    if (warp == kMathWarps + 1 && is_elected()) load_tiles(call, shared);
   } else {
+    if constexpr (S::kTradesRegisters) take_registers<S::kMathRegisters>();
     compute(call, shared, warp);
   }
 }
@@ -342,7 +280,7 @@ template <class S>
 cudaError_t run(const Call& call, int num_sms, cudaStream_t stream) {
   void* arguments[] = {const_cast<Call*>(&call)};
   const LaunchShape shape{.grid = dim3(static_cast<unsigned>(num_sms * S::kBlocksPerSm)),
-                          .block = dim3(kThreads),
+                          .block = dim3(S::kThreads),
                           .shared_bytes = sizeof(Shared<S>)};
   return launch(reinterpret_cast<const void*>(attend<S>), shape, arguments, stream,
                 call.overlap_launch);

@@ -85,9 +85,8 @@ std::int64_t rows_of_partials(const Tables& tables) {
 
 void Launcher::reserve(const Tables& tables, cudaStream_t stream) {
   const std::int64_t rows = tables.num_items * rows_of_partials(tables);
-  partials_.reserve(static_cast<std::size_t>(rows * (shape_.head_dim + 2) * kFloatBytes), stream);
-  const auto bytes =
-      static_cast<std::size_t>(2 + tables.num_rows * shape_.num_kv_heads) * sizeof(unsigned);
+  partials_.reserve(static_cast<std::size_t>(rows * (shape_.head_dim + 4) * kFloatBytes), stream);
+  const auto bytes = static_cast<std::size_t>(2 + 2 * tables.num_items) * sizeof(unsigned);
   const std::byte* const before = counters_.data();
   std::byte* const counters = counters_.reserve(bytes, stream);
   if (counters != before) counters_are_zeros_ = false;
@@ -108,8 +107,8 @@ void Launcher::run(const Instance& instance, const Tables& tables, std::span<con
   call.scales_per_token = planes[0].scales.per_token;
   call.batch = tables.batch;
   call.page_size = shape_.page_size;
-  call.num_qo_heads = shape_.num_qo_heads;
   call.num_kv_heads = shape_.num_kv_heads;
+  call.group_size = shape_.group_size();
   call.q = q.data;
   call.q_token_stride = token_stride(q);
   call.q_head_stride = head_stride(q);
@@ -132,10 +131,12 @@ void Launcher::run(const Instance& instance, const Tables& tables, std::span<con
   call.scale_log2 = cap > 0 ? shape_.sm_scale / cap : shape_.sm_scale * kLog2E;
   call.cap_log2 = cap > 0 ? cap * kLog2E : 0;
   call.partials = reinterpret_cast<float4*>(partials_.data());
-  call.partial_stats =
-      call.partials + tables.num_items * rows_of_partials(tables) * shape_.head_dim / kFloat4;
+  const std::int64_t rows = tables.num_items * rows_of_partials(tables);
+  call.partial_stats = call.partials + rows * shape_.head_dim / kFloat4;
+  call.group_stats = call.partial_stats + rows * 2 / kFloat4;
   call.next_item = reinterpret_cast<unsigned*>(counters_.data());
   call.arrivals = call.next_item + 2;
+  call.group_arrivals = call.arrivals + tables.num_items;
   call.overlap_launch = overlaps;
   check_cuda(instance.run(call, num_sms_, stream), "attention kernel (decode)");
 }

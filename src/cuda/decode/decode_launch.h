@@ -17,7 +17,6 @@ struct Tables {
   Batch batch;
   std::int64_t query_rows = 0;  // the most of a row and KV head
   std::int64_t num_items = 0;   // of the batch, or the capacity, over all KV heads
-  std::int64_t num_rows = 0;    // likewise
 };
 
 // Launches instances of a shape one after the other, and owns what their blocks share.

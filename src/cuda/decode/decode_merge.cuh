@@ -122,7 +122,7 @@ __device__ __forceinline__ void store_out(const Call& call, std::int64_t at, flo
 template <class S>
 __device__ __forceinline__ void finish(const Call& call, const Item& item, const Part<S>& part,
                                        int block, int warp, const Lane& lane) {
-  const int group = call.num_qo_heads / call.num_kv_heads;
+  const int group = call.group_size;
   const Sinks sinks{call.sink_logits, call.sink_stride};
   float scale = 1;  // of values, where it is one for the head
   if constexpr (S::kIsFloat8) {
@@ -168,9 +168,24 @@ __device__ __forceinline__ void finish(const Call& call, const Item& item, const
   }
 }
 
+// The place among the results of another chunk of an item's row and head.
+__device__ __forceinline__ int place_of(const Call& call, const Item& item, int chunk) {
+  return item.partial + (chunk - item.chunk) * call.num_kv_heads;
+}
+
+// Counts one of `num` arrivals and answers whether it is the last, behind which the counter is 0
+// again. Releases what the threads wrote that the caller has waited for; the last one acquires what
+// all before it released.
+__device__ __forceinline__ bool arrives_last(unsigned* counter, int num) {
+  const bool is_last = add_in_order(counter, 1) == static_cast<unsigned>(num) - 1;
+  if (is_last) *counter = 0;  // for the next launch
+  return is_last;
+}
+
 // The results of a row that several items share: each is left in memory, and the block whose result
-// comes last merges them all. A block hears of that while it is at its next item, since counting
-// takes two round trips to memory.
+// comes last of its group (MergeGroup) merges the group; of a row with more than one, the block
+// whose group comes last merges those. A block hears that it was last while it is at its next item,
+// since counting takes two round trips to memory.
 template <class S>
 class Publication {
  public:
@@ -178,61 +193,113 @@ class Publication {
   __device__ __forceinline__ void publish(const Call& call, Shared<S>& shared, const Item& item,
                                           const Parts<S>& parts, int warp, const Lane& lane) {
     pending_ = item;
-#pragma unroll
-    for (int block = 0; block < S::kRowBlocks; ++block) {
-      const Part<S>& part = parts.rows[block];
-#pragma unroll
-      for (int s = 0; s < S::kOwnSteps; ++s) {
-        __stcg(sums_of(call, item.chunk, block, warp, lane) + s * 32, part.out[s]);
-      }
-      if (warp == 0 && lane.g == 0) {
-        __stcg(stats_of(call, item.chunk, block, lane),
-               make_float4(part.max[0], part.sum[0], part.max[1], part.sum[1]));
-      }
-    }
+    leave(call, call.partial_stats, item.partial, parts, warp, lane);
     __syncwarp();
     if (lane.index == 0) arrive(address_of(shared.published));
   }
 
-  // Of the item published before, if there is one: where it came last, merges its row and head.
+  // Of the item published before, if there is one: where it came last, merges its group, and its
+  // row where the group came last.
   __device__ __forceinline__ void settle(const Call& call, Shared<S>& shared, int warp,
                                          const Lane& lane) {
     if (pending_.num_chunks == 0) return;
     wait(address_of(shared.counted), parity_);
     parity_ ^= 1;
-    if (shared.pending_is_last != 0) {
-#pragma unroll
-      for (int block = 0; block < S::kRowBlocks; ++block) merge_chunks(call, block, warp, lane);
-    }
+    if (shared.pending_is_last != 0) merge(call, shared, warp, lane);
     pending_.num_chunks = 0;
   }
 
  private:
-  __device__ __forceinline__ void merge_chunks(const Call& call, int block, int warp,
-                                               const Lane& lane) const {
-    Part<S> merged;
-#pragma unroll 4
-    for (int chunk = 0; chunk < pending_.num_chunks; ++chunk) {
-      float4 out[S::kOwnSteps];
+  __device__ __forceinline__ void merge(const Call& call, Shared<S>& shared, int warp,
+                                        const Lane& lane) const {
+    const MergeGroup group = merge_group(pending_.chunk, pending_.num_chunks);
+    const int num_groups = num_merge_groups(pending_.num_chunks);
+    const int row = place_of(call, pending_, 0);
+    int place = place_of(call, pending_, group.first_chunk), count = group.num_chunks, step = 1;
+    float4* stats = call.partial_stats;
+    Parts<S> parts;
+    bool is_whole_row = num_groups == 1;
+    while (true) {
+      parts = sum_of(call, stats, place, count, step, warp, lane);
+      if (is_whole_row) break;
+      // Where the group's first result lay, which this thread alone has read; its maxima, which all
+      // four warps read, elsewhere.
+      stats = call.group_stats;
+      leave(call, stats, place, parts, warp, lane);
+      sync_math_threads();
+      if (threadIdx.x == 0) {
+        shared.pending_is_last = arrives_last(call.group_arrivals + row, num_groups);
+      }
+      sync_math_threads();
+      if (shared.pending_is_last == 0) return;
+      place = row, count = num_groups, step = kMergeChunks;
+      is_whole_row = true;
+    }
+    finish(call, pending_, parts, warp, lane);
+  }
+
+  // Whether the item has queries among those of a lane; others would be moved in vain.
+  __device__ static bool has_rows(const Call& call, const Item& item, int block, const Lane& lane) {
+    return block * kBlockRows + 2 * lane.t < item.q_len * call.group_size;
+  }
+
+  __device__ __forceinline__ void leave(const Call& call, float4* stats, int place,
+                                        const Parts<S>& parts, int warp, const Lane& lane) const {
+#pragma unroll
+    for (int block = 0; block < S::kRowBlocks; ++block) {
+      if (!has_rows(call, pending_, block, lane)) continue;
+      const Part<S>& part = parts.rows[block];
 #pragma unroll
       for (int s = 0; s < S::kOwnSteps; ++s) {
-        out[s] = __ldcg(sums_of(call, chunk, block, warp, lane) + s * 32);
+        __stcg(sums_of(call, place, block, warp, lane) + s * 32, part.out[s]);
       }
-      merged.add(__ldcg(stats_of(call, chunk, block, lane)), out);
+      if (warp == 0 && lane.g == 0) {
+        __stcg(stats_of(stats, place, block, lane),
+               make_float4(part.max[0], part.sum[0], part.max[1], part.sum[1]));
+      }
     }
-    finish(call, pending_, merged, block, warp, lane);
   }
-  __device__ std::int64_t place(const Call& call, int chunk) const {
-    return std::int64_t{pending_.partial} +
-           std::int64_t{chunk - pending_.chunk} * call.num_kv_heads;
+
+  // Adds `count` results of the pending item's row and head, `step` chunks apart, in their order.
+  __device__ __forceinline__ Parts<S> sum_of(const Call& call, const float4* stats, int place,
+                                             int count, int step, int warp,
+                                             const Lane& lane) const {
+    Parts<S> parts;
+#pragma unroll
+    for (int block = 0; block < S::kRowBlocks; ++block) {
+      if (!has_rows(call, pending_, block, lane)) continue;
+      for (int begin = 0; begin < count; begin += kLoadedChunks) {
+        float4 out[kLoadedChunks][S::kOwnSteps], its_stats[kLoadedChunks];
+#pragma unroll
+        for (int i = 0; i < kLoadedChunks; ++i) {
+          // The last one again rather than a load under a condition, which would wait for the add
+          // in front of it.
+          const int at = place + min(begin + i, count - 1) * step * call.num_kv_heads;
+#pragma unroll
+          for (int s = 0; s < S::kOwnSteps; ++s) {
+            out[i][s] = load_now(sums_of(call, at, block, warp, lane) + s * 32);
+          }
+          its_stats[i] = load_now(stats_of(stats, at, block, lane));
+        }
+#pragma unroll
+        for (int i = 0; i < kLoadedChunks; ++i) {
+          if (begin + i < count) parts.rows[block].add(its_stats[i], out[i]);
+        }
+      }
+    }
+    return parts;
   }
-  __device__ float4* sums_of(const Call& call, int chunk, int block, int warp,
-                             const Lane& lane) const {
-    const std::int64_t at = place(call, chunk) * S::kRowBlocks + block;
+
+  static constexpr int kLoadedChunks = 8 / S::kRowBlocks;  // under way at once
+
+  template <class T>
+  __device__ static T* stats_of(T* stats, int place, int block, const Lane& lane) {
+    return stats + (std::int64_t{place} * S::kRowBlocks + block) * 4 + lane.t;
+  }
+  __device__ static float4* sums_of(const Call& call, int place, int block, int warp,
+                                    const Lane& lane) {
+    const std::int64_t at = std::int64_t{place} * S::kRowBlocks + block;
     return call.partials + (at * S::kSteps + warp * S::kOwnSteps) * 32 + lane.index;
-  }
-  __device__ float4* stats_of(const Call& call, int chunk, int block, const Lane& lane) const {
-    return call.partial_stats + (place(call, chunk) * S::kRowBlocks + block) * 4 + lane.t;
   }
 
   Item pending_{};
@@ -240,8 +307,8 @@ class Publication {
 };
 
 // By the scheduler: counts what the math warps published, for all blocks to see, and answers
-// whether it was the last of its row and head. It comes two items later, when the math warps are
-// at the item between: they find the answer when they end that.
+// whether it was the last of its group. It comes two items later, when the math warps are at the
+// item between: they find the answer when they end that.
 class PublicationCount {
  public:
   // An item was handed over. Counts the one that was handed over two calls before.
@@ -249,24 +316,22 @@ class PublicationCount {
   __device__ void follow(const Call& call, Shared<S>& shared, const Item& item) {
     count(call, shared, before_[0]);
     before_[0] = before_[1];
-    before_[1] = {item.row * call.num_kv_heads + item.head, item.num_chunks};
+    const MergeGroup group = merge_group(item.chunk, item.num_chunks);
+    before_[1] = {item.num_chunks > 1, place_of(call, item, group.first_chunk), group.num_chunks};
   }
 
  private:
   struct Arrival {
-    int index = 0, num_chunks = 1;
+    bool is_published = false;
+    int place = 0, num_chunks = 1;
   };
 
   template <class S>
   __device__ void count(const Call& call, Shared<S>& shared, const Arrival& arrival) {
-    if (arrival.num_chunks <= 1) return;  // it was not published
+    if (!arrival.is_published) return;
     wait(address_of(shared.published), parity_);
     parity_ ^= 1;
-    unsigned* const arrivals = call.arrivals + arrival.index;
-    // Releases what the math warps wrote, by way of the barrier, and acquires what others did.
-    const bool is_last = add_in_order(arrivals, 1) == static_cast<unsigned>(arrival.num_chunks) - 1;
-    if (is_last) *arrivals = 0;  // for the next launch
-    shared.pending_is_last = is_last;
+    shared.pending_is_last = arrives_last(call.arrivals + arrival.place, arrival.num_chunks);
     arrive(address_of(shared.counted));
   }
 

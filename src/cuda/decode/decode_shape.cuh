@@ -11,9 +11,9 @@ namespace seqattn::decode {
 
 inline constexpr int kMathWarps = 4;
 inline constexpr int kMathThreads = kMathWarps * 32;
-inline constexpr int kThreads = kMathThreads + 64;  // and a warp that schedules, one that loads
-inline constexpr int kItemSlots = 2;                // items under way
-inline constexpr int kBlockRows = 8;                // query rows that one matrix product takes
+inline constexpr int kControlWarps = 2;  // one schedules, one loads
+inline constexpr int kItemSlots = 2;     // items under way
+inline constexpr int kBlockRows = 8;     // query rows that one matrix product takes
 
 struct Float8 {  // e4m3
   std::uint8_t bits;
@@ -41,15 +41,23 @@ struct Shape {
   static constexpr int kUnits = kDim * int{sizeof(Cache)} / 16;  // of 16 bytes, a token
   static constexpr int kBlockUnits = kUnits < 8 ? kUnits : 8;    // that a box has side by side
   static constexpr int kTileBytes = kTileTokens * kUnits * 16;
-  // Where accumulators and queries take most registers of a thread, a block has a processor for
-  // itself.
-  static constexpr int kBlocksPerSm = kDim * kRowBlocks >= 256 ? 1 : 2;
+  // Tiles of head_dim 256 fill a processor's memory with one block.
+  static constexpr int kBlocksPerSm = kDim == 256 ? 1 : 2;
+  // Where accumulators and queries take more registers than two blocks' threads have, the warps
+  // that do not compute give theirs away, which whole groups of four warps can.
+  static constexpr bool kTradesRegisters = kDim * kRowBlocks == 256 && kBlocksPerSm == 2;
+  static constexpr int kThreads = kMathThreads + 32 * (kTradesRegisters ? 4 : kControlWarps);
+  static constexpr int kControlRegisters = 48, kMathRegisters = 208;
   // Of each warp: about as many bytes under way in any shape.
-  static constexpr int kStages = (kDim == 64    ? 6
-                                  : kDim == 128 ? 6 / kBlocksPerSm
-                                                : 2) *
+  static constexpr int kStages = (kDim == 64         ? 6
+                                  : kTradesRegisters ? 2
+                                  : kDim == 128      ? 3
+                                                     : 2) *
                                  (kIsFloat8 ? 2 : 1);
-  static constexpr int kMaxItemTiles = kIsFloat8 ? decode::kMaxItemTiles : kLongItemTiles;
+  // Of a warp, where registers and stages allow two.
+  static constexpr int kTilesAtOnce = kRowBlocks == 1 && kStages > 2 ? 2 : 1;
+  static constexpr int kMaxItemTiles =
+      kIsFloat8 || kRowBlocks > 1 ? decode::kMaxItemTiles : kLongItemTiles;
   static constexpr int kOwnSteps = kSteps / kMathWarps;  // that a warp has of a merged result
   // Row g of a matrix of accumulators is element kRowElements * g of its 16, row g + 8 the one
   // kOtherHalf behind it (add_values).

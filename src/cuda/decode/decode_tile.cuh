@@ -30,7 +30,8 @@ __device__ __forceinline__ std::uint32_t unit_address(std::uint32_t tile, unsign
 // Of one block of 8 query rows.
 template <class S>
 struct RowState {
-  // Of query rows 2 t and 2 t + 1, in base 2. Lanes of equal t agree on `max`; `sum` is each one's.
+  // Of query rows 2 t and 2 t + 1, in base 2: what weights are relative to, about their greatest
+  // exponent, on which lanes of equal t agree; each lane's sum of weights.
   float max[2], sum[2];
   float out[S::kSteps][4];  // [16 elements of the head][2 rows x 2 columns], as accumulators lie
 
@@ -193,51 +194,70 @@ __device__ __forceinline__ void scale_and_hide(float (&scores)[4], const float (
   }
 }
 
-// One step of the online softmax of a block of rows: scores become weights, as the right factor P^T
-// of the values. The scale of a value goes into its weight: as a sum of logarithms, so that weights
-// are 1 at most and have room for it in 16 bits. The maximum is one of those sums then.
+// What goes into the exponents of a block of rows: logits, and what scales the values, as a sum of
+// logarithms, so that weights of 16 bits have room for it.
 template <class S>
-__device__ __forceinline__ void update(RowState<S>& state, const float (&scores)[4],
-                                       const TokenScales& scales, std::uint32_t (&weights)[2]) {
-  float scaled[4];
+__device__ __forceinline__ void add_value_scales(const float (&scores)[4],
+                                                 const TokenScales& scales, float (&exponents)[4]) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) scaled[i] = scores[i];
-  if constexpr (S::kIsFloat8) {
-    constexpr float kLeast = -100;  // 2^kLeast stands for less, and for 0
-#pragma unroll
-    for (int i = 0; i < 4; ++i) scaled[i] += fmaxf(log2_fast(scales.value[i / 2]), kLeast);
-  }
-  float next[2];
-#pragma unroll
-  for (int c = 0; c < 2; ++c) next[c] = fmaxf(scaled[c], scaled[2 + c]);
-#pragma unroll
-  for (int lanes = 4; lanes <= 16; lanes *= 2) {
-#pragma unroll
-    for (int c = 0; c < 2; ++c) next[c] = fmaxf(next[c], __shfl_xor_sync(~0u, next[c], lanes));
-  }
-  if (__any_sync(~0u, next[0] > state.max[0] || next[1] > state.max[1])) {
-    float factor[2];
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      const float max = fmaxf(state.max[c], next[c]);
-      factor[c] = max == -INFINITY ? 1.0f : exp2_fast(state.max[c] - max);
-      state.max[c] = max;
-      state.sum[c] *= factor[c];
-    }
-#pragma unroll
-    for (int j = 0; j < S::kSteps; ++j) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) state.out[j][i] *= factor[i % 2];
+  for (int i = 0; i < 4; ++i) {
+    exponents[i] = scores[i];
+    if constexpr (S::kIsFloat8) {
+      constexpr float kLeast = -100;  // 2^kLeast stands for less, and for 0
+      exponents[i] += fmaxf(log2_fast(scales.value[i / 2]), kLeast);
     }
   }
+}
+
+// Weights are up to 2^kMostLog2: `RowState::max` stays behind the greatest exponent by so much.
+// float32 sums and weights of 16 bits have room for that, and few tiles behind the first one need
+// it raised then.
+inline constexpr float kMostLog2 = 8;
+
+// Whether the maximum of a row has to be raised for a tile.
+template <class S>
+__device__ __forceinline__ bool exceeds(const RowState<S>& state, const float (&exponents)[4]) {
+  return __any_sync(~0u, fmaxf(exponents[0], exponents[2]) > state.max[0] + kMostLog2 ||
+                             fmaxf(exponents[1], exponents[3]) > state.max[1] + kMostLog2);
+}
+
+// Raises the maxima that have to be, each by its own row alone: beside it there are rows of
+// padding.
+template <class S>
+__device__ __forceinline__ void raise(RowState<S>& state, const float (&exponents)[4]) {
+  float factor[2];
+#pragma unroll
+  for (int c = 0; c < 2; ++c) {
+    float greatest = fmaxf(exponents[c], exponents[2 + c]);
+#pragma unroll
+    for (int lanes = 4; lanes <= 16; lanes *= 2) {
+      greatest = fmaxf(greatest, __shfl_xor_sync(~0u, greatest, lanes));
+    }
+    const float max = greatest > state.max[c] + kMostLog2 ? greatest : state.max[c];
+    factor[c] = max == -INFINITY ? 1.0f : exp2_fast(state.max[c] - max);
+    state.max[c] = max;
+    state.sum[c] *= factor[c];
+  }
+#pragma unroll
+  for (int j = 0; j < S::kSteps; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) state.out[j][i] *= factor[i % 2];
+  }
+}
+
+// Scores become weights, as the right factor P^T of the values.
+template <class S>
+__device__ __forceinline__ void weigh(RowState<S>& state, const float (&scores)[4],
+                                      const float (&exponents)[4], std::uint32_t (&weights)[2]) {
+  float weight[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const float max = state.max[i % 2] == -INFINITY ? 0.0f : state.max[i % 2];
-    scaled[i] = exp2_fast(scaled[i] - max);
-    state.sum[i % 2] += S::kIsFloat8 ? exp2_fast(scores[i] - max) : scaled[i];
+    weight[i] = exp2_fast(exponents[i] - max);
+    state.sum[i % 2] += S::kIsFloat8 ? exp2_fast(scores[i] - max) : weight[i];
   }
-  weights[0] = transpose(pack<typename S::Factor>(scaled[0], scaled[1]));
-  weights[1] = transpose(pack<typename S::Factor>(scaled[2], scaled[3]));
+  weights[0] = transpose(pack<typename S::Factor>(weight[0], weight[1]));
+  weights[1] = transpose(pack<typename S::Factor>(weight[2], weight[3]));
 }
 
 // Adds the weighted values. Returns a register that the last load filled: a release that depends on

@@ -67,6 +67,20 @@ struct RingPosition {
   }
 };
 
+// True for one thread of a whole warp, of which the compiler knows that it is alone: bulk copies
+// take their arguments from registers that a warp shares.
+__device__ __forceinline__ bool is_elected() {
+  std::uint32_t result;
+  asm volatile(
+      "{\n"
+      ".reg .pred elected;\n"
+      "elect.sync _|elected, 0xffffffff;\n"
+      "selp.b32 %0, 1, 0, elected;\n"
+      "}"
+      : "=r"(result));
+  return result != 0;
+}
+
 // --- Bulk copies into shared memory. They end at a barrier that expects their bytes.
 
 // Streams: what one thread block reads, no other will.
@@ -160,6 +174,31 @@ __device__ __forceinline__ unsigned add_in_order(unsigned* to, unsigned x) {
                : "l"(to), "r"(x)
                : "memory");
   return before;
+}
+
+// From the second-level cache, where other blocks' stores are. Stays where it is written: the
+// compiler does not move it behind a branch.
+__device__ __forceinline__ float4 load_now(const float4* from) {
+  float4 value;
+  asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+               : "l"(from)
+               : "memory");
+  return value;
+}
+
+// --- Registers.
+
+// By all threads of four warps: leaves each kCount registers, others for the block to take.
+template <int kCount>
+__device__ __forceinline__ void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+
+// The same; waits until the block has so many for each.
+template <int kCount>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
 }
 
 // --- Numbers.
