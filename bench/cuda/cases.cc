@@ -127,8 +127,7 @@ std::int64_t CaseSpec::num_kv_tokens() const {
 }
 
 double CaseSpec::kv_bytes() const {
-  const double scale_bytes = scales_per_token ? sizeof(float) : 0;
-  return 2.0 * (static_cast<double>(element_bytes() * head_dim) + scale_bytes) * num_kv_heads *
+  return 2.0 * static_cast<double>(element_bytes() * head_dim) * num_kv_heads *
          static_cast<double>(num_kv_tokens());
 }
 

@@ -32,7 +32,7 @@ struct CaseSpec {
   std::int64_t num_q_tokens() const;
   std::int64_t num_kv_tokens() const;
   std::int64_t element_bytes() const { return is_float8 ? 1 : 2; }  // of the cache
-  double kv_bytes() const;                                          // of keys and values, all rows
+  double kv_bytes() const;      // of keys and values without scales
   double append_bytes() const;  // read and written for the new tokens
   double causal_flops() const;
   // Whether FlashInfer does the same, as peer.h has it.

@@ -111,6 +111,7 @@ void BatchAttention::plan_sequences(const CacheDescriptor& sequences, SeqIds seq
       if (kernel_->replays_appends()) check_pages_to_write(pool, plan->written_pages);
       if (kernel_->plan_sequences(plan->sequences, stream)) {
         spare_plan_ = std::exchange(plan_, std::move(plan));
+        if (spare_plan_ && spare_plan_->is_packed()) spare_plan_.reset();
         return;
       }
     }

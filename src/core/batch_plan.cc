@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <utility>
 
 #include "draft_tree.h"
 #include "message.h"
@@ -10,15 +9,6 @@
 #include "tensor_check.h"
 
 namespace seqattn {
-
-void BatchPlan::clear() {
-  BatchPlan emptied;
-  emptied.sequences.rows = std::move(sequences.rows);
-  emptied.written_pages = std::move(written_pages);
-  emptied.append_rows = std::move(append_rows);
-  emptied.written_pages.clear();
-  *this = std::move(emptied);
-}
 
 void check_capacity(const PlanCapacity& capacity, std::int64_t num_sequences,
                     std::int64_t num_q_tokens, std::int64_t num_pages) {

@@ -27,10 +27,7 @@ struct BatchPlan {
   std::vector<std::vector<std::int64_t>> tree_depths;  // of each row; empty without trees
   bool is_foreign = false;                             // AppendBatch
 
-  // As new, but that the rows of sequences and appends are as they were, for the next batch to
-  // overwrite: most are as long.
-  void clear();
-
+  bool is_packed() const noexcept { return !attention.rows.empty(); }
   AppendBatch append_batch() const noexcept {
     return {
         .page_indices = written_pages.empty() ? attention.page_indices : std::span(written_pages),

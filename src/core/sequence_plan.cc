@@ -37,7 +37,7 @@ bool make_sequence_plan(BatchPlan& plan, const AttentionShape& shape, const Plan
   const std::size_t num_rows = seq_ids.size();
   const int page_size = shape.page_size;
   check_indptr("qo_indptr", qo_indptr, static_cast<std::int64_t>(num_rows) + 1, -1);
-  plan.clear();
+  plan.written_pages.clear();
   plan.sequences.rows.resize(num_rows);
   plan.append_rows.resize(num_rows);
   plan.written_pages.reserve(num_rows);

@@ -167,6 +167,18 @@ std::vector<AttentionCase> cases() {
   c.rows = ragged_rows(2);
   add("RaggedDecodeFloat8", c);
   c = gpu_case(DType::kFloat16, 64);
+  c.num_kv_heads = 1;
+  c.rows = ragged_rows(2);
+  add("RaggedDecodeOfTwo64", c);
+  for (const DType kv_dtype : {DType::kBFloat16, DType::kFloat8E4M3}) {
+    c = kv_dtype == DType::kBFloat16 ? gpu_case(kv_dtype)
+                                     : float8_gpu_case(KVScaling::kPerToken, DType::kBFloat16);
+    c.num_qo_heads = 16;
+    c.num_kv_heads = 4;
+    c.rows = {{1, 1025}, {3, 2048}, {1, 2049}, {2, 4096}, {4, 4097}, {1, 1500}, {2, 16385}};
+    add("FourHeads" + std::string(kv_dtype == DType::kBFloat16 ? "16" : "8"), c);
+  }
+  c = gpu_case(DType::kFloat16, 64);
   c.num_qo_heads = 6;
   c.kv_layout = KVLayout::kHND;
   c.rows = {{1, 7000}, {2, 3000}, {1, 16}, {1, 257}, {2, 2}, {1, 4095}, {1, 4096}, {1, 12000}};

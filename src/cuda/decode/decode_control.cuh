@@ -1,7 +1,5 @@
 #pragma once
 
-#include <algorithm>
-
 #include "decode_merge.cuh"
 #include "decode_shape.cuh"
 

@@ -47,7 +47,9 @@ struct Shape {
   // that do not compute give theirs away, which whole groups of four warps can.
   static constexpr bool kTradesRegisters = kDim * kRowBlocks == 256 && kBlocksPerSm == 2;
   static constexpr int kThreads = kMathThreads + 32 * (kTradesRegisters ? 4 : kControlWarps);
+  // A thread's; as many in all as both kinds of warps start with, 128 each.
   static constexpr int kControlRegisters = 48, kMathRegisters = 208;
+  static_assert(kControlRegisters + kMathRegisters == 2 * 128);
   // Of each warp: about as many bytes under way in any shape.
   static constexpr int kStages = (kDim == 64         ? 6
                                   : kTradesRegisters ? 2

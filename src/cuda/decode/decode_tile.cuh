@@ -203,15 +203,15 @@ __device__ __forceinline__ void add_value_scales(const float (&scores)[4],
   for (int i = 0; i < 4; ++i) {
     exponents[i] = scores[i];
     if constexpr (S::kIsFloat8) {
-      constexpr float kLeast = -100;  // 2^kLeast stands for less, and for 0
+      constexpr float kLeast = -92;  // 2^kLeast stands for less, and for 0
       exponents[i] += fmaxf(log2_fast(scales.value[i / 2]), kLeast);
     }
   }
 }
 
-// Weights are up to 2^kMostLog2: `RowState::max` stays behind the greatest exponent by so much.
-// float32 sums and weights of 16 bits have room for that, and few tiles behind the first one need
-// it raised then.
+// Weights are up to 2^kMostLog2: `RowState::max` stays behind the greatest exponent by up to so
+// much. float32 sums and weights of 16 bits have room for that, and few tiles behind the first one
+// need it raised then.
 inline constexpr float kMostLog2 = 8;
 
 // Whether the maximum of a row has to be raised for a tile.
