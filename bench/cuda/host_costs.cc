@@ -70,13 +70,13 @@ class Service {
   std::vector<SeqId> ids_;
 };
 
-// A thread that wakes up on another core finds none of its data there, and takes twice as long.
+// A thread that wakes up on another core finds none of its data there.
 void stay_on_this_core() {
   cpu_set_t cores;
   CPU_ZERO(&cores);
   CPU_SET(sched_getcpu(), &cores);
   if (sched_setaffinity(0, sizeof cores, &cores) != 0) {
-    std::fputs("host: this thread may not stay on one core; times may double\n", stderr);
+    std::fputs("host: this thread may not stay on one core; times may vary\n", stderr);
   }
 }
 

@@ -81,28 +81,20 @@ __device__ inline float largest_of_lanes(float x, int num_lanes) {
   return x;
 }
 
-// A head's elements to 8 bits; its parts are the lanes that share it, a vector or more for each.
+// A head's elements to 8 bits; its parts are the lanes that share it.
 template <class T, bool kAligned>
 struct QuantisePart {
-  using Value = Vector<T, kAligned>;
-  static constexpr int kBatch = 2;
-  static constexpr bool kLoadsEarly = true;
-  // The first vector.
-  __device__ static Value load(const TokenPart& part) {
-    Value vector;
-    const int first = part.index * kVectorElements;
-    if (first < part.side.head_dim) vector.load(part.element + first * sizeof(T));
-    return vector;
-  }
-  __device__ static void store(const TokenPart& part, const Value& first_vector) {
+  struct Value {};
+  static constexpr int kBatch = 1;
+  static constexpr bool kLoadsEarly = false;
+  __device__ static Value load(const TokenPart&) { return {}; }
+  __device__ static void store(const TokenPart& part, Value) {
     const TokenSide& side = part.side;
     const int num_lanes = side.parts_per_head;
     const auto for_each_vector = [&](const auto& body) {
-      int first = part.index * kVectorElements;
-      if (first < side.head_dim) body(first, first_vector);
-      for (first += num_lanes * kVectorElements; first < side.head_dim;
+      for (int first = part.index * kVectorElements; first < side.head_dim;
            first += num_lanes * kVectorElements) {
-        Value vector;
+        Vector<T, kAligned> vector;
         vector.load(part.element + first * sizeof(T));
         body(first, vector);
       }
@@ -111,7 +103,7 @@ struct QuantisePart {
     float scale;
     if (side.scales.per_token) {
       float largest = 0;
-      for_each_vector([&](int, const Value& vector) {
+      for_each_vector([&](int, const Vector<T, kAligned>& vector) {
 #pragma unroll
         for (const T x : vector.elements) {
           const float magnitude = fabsf(to_float(x));
@@ -125,15 +117,12 @@ struct QuantisePart {
       scale = *stored;
     }
     const float factor = 1 / scale;
-    for_each_vector([&](int first, const Value& vector) {
+    for_each_vector([&](int first, const Vector<T, kAligned>& vector) {
       Vector<std::uint8_t, kAligned> bytes;
 #pragma unroll
-      for (int i = 0; i < kVectorElements; i += 2) {
-        const float2 pair = make_float2(to_float(vector.elements[i]) * factor,
-                                        to_float(vector.elements[i + 1]) * factor);
-        const __nv_fp8x2_storage_t two = __nv_cvt_float2_to_fp8x2(pair, __NV_SATFINITE, __NV_E4M3);
-        bytes.elements[i] = static_cast<std::uint8_t>(two & 0xff);
-        bytes.elements[i + 1] = static_cast<std::uint8_t>(two >> 8);
+      for (int i = 0; i < kVectorElements; ++i) {
+        bytes.elements[i] =
+            __nv_cvt_float_to_fp8(to_float(vector.elements[i]) * factor, __NV_SATFINITE, __NV_E4M3);
       }
       bytes.store(part.slot + first);
     });

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "seqattn/cache_descriptor.h"
+#include "seqattn/error.h"
 
 // Growth without sharing: which pages a sequence gets, and what lengths it has then.
 namespace seqattn {
