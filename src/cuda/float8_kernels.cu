@@ -83,11 +83,7 @@ __device__ inline float largest_of_lanes(float x, int num_lanes) {
 
 // A head's elements to 8 bits; its parts are the lanes that share it.
 template <class T, bool kAligned>
-struct QuantisePart {
-  struct Value {};
-  static constexpr int kBatch = 1;
-  static constexpr bool kLoadsEarly = false;
-  __device__ static Value load(const TokenPart&) { return {}; }
+struct QuantisePart : MoveInOne {
   __device__ static void store(const TokenPart& part, Value) {
     const TokenSide& side = part.side;
     const int num_lanes = side.parts_per_head;
@@ -130,11 +126,7 @@ struct QuantisePart {
 };
 
 template <class T, bool kAligned>
-struct DequantisePart {
-  struct Value {};
-  static constexpr int kBatch = 1;
-  static constexpr bool kLoadsEarly = false;
-  __device__ static Value load(const TokenPart&) { return {}; }
+struct DequantisePart : MoveInOne {
   __device__ static void store(const TokenPart& part, Value) {
     const TokenSide& side = part.side;
     const float scale = *scale_at(side.scales, part.place.page, part.place.slot, part.head);

@@ -33,11 +33,7 @@ __global__ void __launch_bounds__(kTokenThreads)
 
 // Between elements of a plane and float32: a part is 8 of them.
 template <class T, bool kWrite>
-struct ConvertPart {
-  struct Value {};
-  static constexpr int kBatch = 1;
-  static constexpr bool kLoadsEarly = false;
-  __device__ static Value load(const TokenPart&) { return {}; }
+struct ConvertPart : MoveInOne {
   __device__ static void store(const TokenPart& part, Value) {
     T* const elements = reinterpret_cast<T*>(part.slot) + part.index * kPartElements;
     float* const floats = reinterpret_cast<float*>(part.element) + part.index * kPartElements;

@@ -88,6 +88,14 @@ struct TokenPart {
   std::byte* slot;  // the head in the plane
 };
 
+// For a Move whose `store` does it all.
+struct MoveInOne {
+  struct Value {};
+  static constexpr int kBatch = 1;
+  static constexpr bool kLoadsEarly = false;
+  __device__ static Value load(const TokenPart&) { return {}; }
+};
+
 // Moves what this thread has of the block's tokens: one part of a token after the other, and of
 // each all tokens, kBatch at a time. A Move says
 //   Value load(const TokenPart&)                what is to be moved

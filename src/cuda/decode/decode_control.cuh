@@ -9,8 +9,6 @@ namespace seqattn::decode {
 
 // --- The scheduler.
 
-__device__ __forceinline__ int div_up(int a, int b) { return (a + b - 1) / b; }
-
 // The row that has item number `item` of item_indptr, by a warp: the last one that begins no later.
 __device__ __forceinline__ int row_of(const Batch& batch, int item, int lane) {
   int first = 0, count = batch.num_rows;  // among rows [first, first + count)

@@ -13,6 +13,8 @@ inline constexpr int kMaxItemTiles = 128;
 inline constexpr int kFewQueryRows = 8, kMaxQueryRows = 16;
 inline constexpr int kMaxKeys = 1 << 30;  // of a row; positions and windows then fit an int
 
+constexpr int div_up(int a, int b) { return (a + b - 1) / b; }
+
 // What the cutting depends on besides a row's lengths.
 struct ItemRule {
   int num_kv_heads = 1, group_size = 1;
@@ -43,8 +45,8 @@ constexpr int most_item_tiles(int num_tiles, int q_len, const ItemRule& rule) {
 }
 constexpr int item_tiles(int num_tiles, int q_len, const ItemRule& rule) {
   const int most = most_item_tiles(num_tiles, q_len, rule);
-  const int count = num_tiles == 0 ? 1 : (num_tiles + most - 1) / most;
-  return (num_tiles + count - 1) / count;
+  const int count = num_tiles == 0 ? 1 : div_up(num_tiles, most);
+  return div_up(num_tiles, count);
 }
 
 // The tiles that a row's queries see, by a window: those from `first` on.
@@ -54,13 +56,13 @@ struct Tiles {
 constexpr Tiles visible_tiles(int kv_len, int q_len, int window_left) {
   const int hidden = window_left >= 0 ? kv_len - q_len - window_left : 0;
   const int first = hidden > 0 ? hidden / kTileTokens : 0;
-  return {first, (kv_len + kTileTokens - 1) / kTileTokens - first};
+  return {first, div_up(kv_len, kTileTokens) - first};
 }
 
 // Of a row with queries, for each KV head; one where there are no keys, which writes zeros.
 constexpr int num_items(int num_tiles, int q_len, const ItemRule& rule) {
   const int tiles = item_tiles(num_tiles, q_len, rule);
-  return tiles == 0 ? 1 : (num_tiles + tiles - 1) / tiles;
+  return tiles == 0 ? 1 : div_up(num_tiles, tiles);
 }
 
 // The results of a row's items are merged in the order of their chunks: all at once where they are
@@ -75,7 +77,7 @@ constexpr MergeGroup merge_group(int chunk, int num_chunks) {
   return {first, left < kMergeChunks ? left : kMergeChunks};
 }
 constexpr int num_merge_groups(int num_chunks) {
-  return num_chunks <= kFewMergeChunks ? 1 : (num_chunks + kMergeChunks - 1) / kMergeChunks;
+  return num_chunks <= kFewMergeChunks ? 1 : div_up(num_chunks, kMergeChunks);
 }
 
 // The most items, for each KV head, that so many rows with so many tiles in all can have: a row has
