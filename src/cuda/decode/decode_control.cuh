@@ -68,6 +68,7 @@ __device__ __forceinline__ void schedule(const Call& call, Shared<S>& shared, in
   RingPosition<1> queries;
   PublicationCount count;
   int number = static_cast<int>(blockIdx.x);
+  if (lane == 0) shared.is_busy = total > static_cast<int>(gridDim.x);
   while (true) {
     const bool is_end = number >= total;
     int next = 0;
@@ -120,39 +121,43 @@ __device__ __forceinline__ void schedule(const Call& call, Shared<S>& shared, in
   }
 }
 
-// --- The loader: tile i of an item goes to warp i % kMathWarps, through that warp's own ring, on
-// into the next item without a pause.
+// --- The loader: one tile after the other, on into the next item without a pause. Tile i of an
+// item is warp i % kMathWarps's.
 
 template <class S>
 __device__ __forceinline__ void load_tiles(const Call& call, Shared<S>& shared) {
   const std::uint64_t policy = evict_first_policy();
   const int tiles_per_page = call.page_size / kTileTokens;
-  RingPosition<S::kStages> stages[kMathWarps];
+  RingPosition<S::kStages> stage, oldest;  // of tiles that may be under way
+  int num_under_way = 0;
   RingPosition<kItemSlots> at;
   while (true) {
     wait(address_of(shared.item_full[at.slot]), at.parity);
     const Item item = shared.items[at.slot];
     if (item.num_chunks == 0) return;
+    const bool is_busy = shared.is_busy;
     const std::int32_t* const pages = shared.pages[at.slot];
     int page = pages[0], tile_of_page = item.first_tile % tiles_per_page;
-    for (int first = 0; first < item.num_tiles; first += kMathWarps) {
-#pragma unroll
-      for (int warp = 0; warp < kMathWarps; ++warp) {
-        const int tile = first + warp;
-        if (tile >= item.num_tiles) continue;
-        RingPosition<S::kStages>& stage = stages[warp];
-        auto& to = shared.ring[warp][stage.slot];
-        const std::uint32_t full = address_of(shared.stage_full[warp][stage.slot]);
-        const int next_page = pages[min(tile + 1, item.num_tiles - 1)];
-        wait(address_of(shared.stage_empty[warp][stage.slot]), stage.parity ^ 1);
-        arrive_expecting(full, 2 * S::kTileBytes);
-        const int token = tile_of_page * kTileTokens;
-        load_box(shared_address(to.keys), &call.keys, full, token, item.head, page, policy);
-        load_box(shared_address(to.values), &call.values, full, token, item.head, page, policy);
-        stage.advance();
-        page = next_page;
-        if (++tile_of_page == tiles_per_page) tile_of_page = 0;
+    for (int tile = 0; tile < item.num_tiles; ++tile) {
+      auto& to = shared.ring[stage.slot];
+      const std::uint32_t full = address_of(shared.stage_full[stage.slot]);
+      const int next_page = pages[min(tile + 1, item.num_tiles - 1)];
+      wait(address_of(shared.stage_empty[stage.slot]), stage.parity ^ 1);
+      if (is_busy) {
+        if (num_under_way < S::kMostUnderWay) {
+          ++num_under_way;
+        } else {
+          wait(address_of(shared.stage_full[oldest.slot]), oldest.parity);
+          oldest.advance();
+        }
       }
+      arrive_expecting(full, 2 * S::kTileBytes);
+      const int token = tile_of_page * kTileTokens;
+      load_box(shared_address(to.keys), &call.keys, full, token, item.head, page, policy);
+      load_box(shared_address(to.values), &call.values, full, token, item.head, page, policy);
+      stage.advance();
+      page = next_page;
+      if (++tile_of_page == tiles_per_page) tile_of_page = 0;
     }
     arrive(address_of(shared.item_empty[at.slot]));
     at.advance();

@@ -15,11 +15,9 @@ namespace seqattn::decode {
 
 template <class S>
 __device__ __forceinline__ void init_barriers(Shared<S>& shared) {
-  for (int warp = 0; warp < kMathWarps; ++warp) {
-    for (int stage = 0; stage < S::kStages; ++stage) {
-      init_barrier(address_of(shared.stage_full[warp][stage]), 1);
-      init_barrier(address_of(shared.stage_empty[warp][stage]), 1);
-    }
+  for (int stage = 0; stage < S::kStages; ++stage) {
+    init_barrier(address_of(shared.stage_full[stage]), 1);
+    init_barrier(address_of(shared.stage_empty[stage]), 1);
   }
   for (int slot = 0; slot < kItemSlots; ++slot) {
     init_barrier(address_of(shared.item_full[slot]), 32);
@@ -105,23 +103,23 @@ __device__ __forceinline__ void take_tiles(const Call& call, Shared<S>& shared, 
                                            const Task<S>& task, int first,
                                            const TokenScales (&scales)[S::kTilesAtOnce],
                                            TileState<S>& state, RingPosition<S::kStages>& stage,
-                                           int warp, const Lane& lane) {
+                                           const Lane& lane) {
   constexpr int kTiles = S::kTilesAtOnce;
   const bool has_second = kTiles == 2 && first + kMathWarps < item.num_tiles;
   RingPosition<S::kStages> stages[2];
   stages[0] = stages[1] = stage;  // without a second tile the first one is scored twice
-  stage.advance();
-  wait(address_of(shared.stage_full[warp][stages[0].slot]), stages[0].parity);
+  stage.template advance<kMathWarps>();
+  wait(address_of(shared.stage_full[stages[0].slot]), stages[0].parity);
   if (has_second) {
     stages[1] = stage;
-    stage.advance();
-    wait(address_of(shared.stage_full[warp][stages[1].slot]), stages[1].parity);
+    stage.template advance<kMathWarps>();
+    wait(address_of(shared.stage_full[stages[1].slot]), stages[1].parity);
   }
   float scores[kTiles][S::kRowBlocks][4], exponents[kTiles][S::kRowBlocks][4];
   std::uint32_t weights[kTiles][S::kRowBlocks][2];
 #pragma unroll
   for (int i = 0; i < kTiles; ++i) {
-    score<S>(shared_address(shared.ring[warp][stages[i].slot].keys), task.queries, lane, scores[i]);
+    score<S>(shared_address(shared.ring[stages[i].slot].keys), task.queries, lane, scores[i]);
   }
 #pragma unroll
   for (int i = 0; i < kTiles; ++i) {
@@ -133,8 +131,8 @@ __device__ __forceinline__ void take_tiles(const Call& call, Shared<S>& shared, 
       add_value_scales<S>(scores[i][block], scales[i], exponents[i][block]);
     }
     if (first_token + kTileTokens > item.kv_len && (i == 0 || has_second)) {
-      clear_values<S>(shared_address(shared.ring[warp][stages[i].slot].values),
-                      item.kv_len - first_token, lane);
+      clear_values<S>(shared_address(shared.ring[stages[i].slot].values), item.kv_len - first_token,
+                      lane);
     }
   }
   const auto raise_for = [&](int i) {
@@ -152,11 +150,11 @@ __device__ __forceinline__ void take_tiles(const Call& call, Shared<S>& shared, 
     }
   };
   const auto add_tile = [&](int i) {
-    const std::uint32_t last = add_values(
-        state, shared_address(shared.ring[warp][stages[i].slot].values), weights[i], lane);
+    const std::uint32_t last =
+        add_values(state, shared_address(shared.ring[stages[i].slot].values), weights[i], lane);
     __syncwarp();
     if (lane.index == 0) {
-      arrive(address_of(shared.stage_empty[warp][stages[i].slot]) + (last & task.zero));
+      arrive(address_of(shared.stage_empty[stages[i].slot]) + (last & task.zero));
     }
   };
   raise_for(0);
@@ -180,12 +178,12 @@ __device__ __forceinline__ void take_tiles(const Call& call, Shared<S>& shared, 
   }
 }
 
-// All of an item, whose queries are at hand; arrives at `done` when its page table is no longer
-// read.
+// All of an item, whose queries are at hand and whose first tile is at `begin`, which becomes the
+// next one's; arrives at `done` when its page table is no longer read.
 template <class S>
 __device__ __forceinline__ Parts<S> attend_to(const Call& call, Shared<S>& shared, const Item& item,
                                               Task<S>& task, const std::int32_t* pages,
-                                              RingPosition<S::kStages>& stage, int warp,
+                                              RingPosition<S::kStages>& begin, int warp,
                                               const Lane& lane, std::uint32_t done) {
   task.visible = visible_to<S>(call, item, lane);
 #pragma unroll
@@ -206,12 +204,15 @@ __device__ __forceinline__ Parts<S> attend_to(const Call& call, Shared<S>& share
     }
   };
   load_scales(warp);
+  RingPosition<S::kStages> stage = begin;
+  stage.advance_by(warp);
+  begin.advance_by(item.num_tiles);
   for (int tile = warp; tile < item.num_tiles; tile += kStep) {
     TokenScales scales[S::kTilesAtOnce];  // loads take about as long as the tiles
 #pragma unroll
     for (int i = 0; i < S::kTilesAtOnce; ++i) scales[i] = next_scales[i];
     if (S::kIsFloat8 && call.scales_per_token) load_scales(tile + kStep);
-    take_tiles(call, shared, item, task, tile, scales, state, stage, warp, lane);
+    take_tiles(call, shared, item, task, tile, scales, state, stage, lane);
   }
   if (lane.index == 0) arrive(done);
   return merge_warps(shared, state, warp, lane);
@@ -222,7 +223,7 @@ __device__ __forceinline__ void compute(const Call& call, Shared<S>& shared, int
   const Lane lane;
   Task<S> task;
   task.zero = static_cast<std::uint32_t>(call.page_size) & 0x80000000u;
-  RingPosition<S::kStages> stage;
+  RingPosition<S::kStages> begin;
   RingPosition<kItemSlots> at;
   RingPosition<1> queries_at;
   Publication<S> publication;
@@ -237,7 +238,7 @@ __device__ __forceinline__ void compute(const Call& call, Shared<S>& shared, int
       __syncwarp();
       if (lane.index == 0) arrive(address_of(shared.queries_empty) + (read & task.zero));
       queries_at.advance();
-      parts = attend_to(call, shared, item, task, shared.pages[at.slot], stage, warp, lane,
+      parts = attend_to(call, shared, item, task, shared.pages[at.slot], begin, warp, lane,
                         address_of(shared.item_empty[at.slot]));
       at.advance();
     }

@@ -50,14 +50,20 @@ struct Shape {
   // A thread's; as many in all as both kinds of warps start with, 128 each.
   static constexpr int kControlRegisters = 48, kMathRegisters = 208;
   static_assert(kControlRegisters + kMathRegisters == 2 * 128);
-  // Of each warp: about as many bytes under way in any shape.
-  static constexpr int kStages = (kDim == 64         ? 6
-                                  : kTradesRegisters ? 2
-                                  : kDim == 128      ? 3
-                                                     : 2) *
-                                 (kIsFloat8 ? 2 : 1);
+  // Tiles that there is room for, for each warp: about as many bytes in any shape.
+  static constexpr int kWarpStages = (kDim == 64         ? 6
+                                      : kTradesRegisters ? 2
+                                      : kDim == 128      ? 3
+                                                         : 2) *
+                                     (kIsFloat8 ? 2 : 1);
+  static constexpr int kStages = kMathWarps * kWarpStages;
+  // Tiles that a block has under way at most where there is work for all: as many bytes as keep the
+  // memory busy. More would only queue up there, and with them whatever else a block waits for.
+  static constexpr int kMostUnderWay =
+      (kIsFloat8 ? 64 : 48) * 1024 / kBlocksPerSm / (2 * kTileBytes);
+  static_assert(kMostUnderWay <= kStages);
   // Of a warp, where registers and stages allow two.
-  static constexpr int kTilesAtOnce = kRowBlocks == 1 && kStages > 2 ? 2 : 1;
+  static constexpr int kTilesAtOnce = kRowBlocks == 1 && kWarpStages > 2 ? 2 : 1;
   static constexpr int kMaxItemTiles =
       kIsFloat8 || kRowBlocks > 1 ? decode::kMaxItemTiles : kLongItemTiles;
   static constexpr int kOwnSteps = kSteps / kMathWarps;  // that a warp has of a merged result
@@ -74,16 +80,17 @@ struct alignas(1024) Shared {
     std::uint8_t keys[S::kTileBytes];
     std::uint8_t values[S::kTileBytes];
   };
-  Stage ring[kMathWarps][S::kStages];
+  Stage ring[S::kStages];
   alignas(128) typename S::T queries[S::kRows][S::kDim];  // of the item to come; then in registers
   float4 exchange[kMathWarps][kMathWarps - 1][S::kOwnSteps][32];
   float4 stats[S::kRowBlocks][kMathWarps][4];  // maximum and sum of two rows
   alignas(16) std::int32_t pages[kItemSlots][S::kMaxItemTiles];
   Item items[kItemSlots];
-  std::uint64_t stage_full[kMathWarps][S::kStages], stage_empty[kMathWarps][S::kStages];
+  std::uint64_t stage_full[S::kStages], stage_empty[S::kStages];
   std::uint64_t item_full[kItemSlots], item_empty[kItemSlots], queries_full, queries_empty;
   std::uint64_t published, counted;
   int pending_is_last;
+  bool is_busy;  // there is work for all blocks; known with the first item
 
   // A processor has 228 KiB, of which each block takes 1 KiB for itself.
   static constexpr int kMostBytes = 228 * 1024 / S::kBlocksPerSm - 1024;

@@ -60,10 +60,18 @@ template <int kSlots>
 struct RingPosition {
   int slot = 0;
   int parity = 0;
+  template <int kSteps = 1>
   __device__ void advance() {
-    if (++slot < kSlots) return;
-    slot = 0;
+    static_assert(kSteps <= kSlots);
+    slot += kSteps;
+    if (slot < kSlots) return;
+    slot -= kSlots;
     parity ^= 1;
+  }
+  __device__ void advance_by(int steps) {
+    const int to = slot + steps, rounds = to / kSlots;
+    slot = to - rounds * kSlots;
+    parity ^= rounds & 1;
   }
 };
 
