@@ -1,5 +1,6 @@
 #pragma once
 
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,12 @@ struct Goal {
   bool at_least = true;
   bool met() const { return at_least ? value >= limit : value <= limit; }
 };
+
+inline Goal within_us(double us, double limit) {
+  std::ostringstream text;
+  text << "<= " << limit << " us";
+  return {text.str(), us, limit, false};
+}
 
 inline void write_goals(JsonWriter& json, const std::vector<Goal>& goals) {
   json.open("goals", '[');

@@ -27,6 +27,7 @@ struct CaseSpec {
   bool scales_per_token = false;   // of 8 bits
   double least_of_ceiling = 0;     // of the memory's: share
   double least_of_flashinfer = 0;  // speed over FlashInfer's
+  double most_us = 0;              // the time; 0: no goal
 
   std::string full_name() const;  // "decode/1x32k", "decode/(8,1)/1x32k"
   std::int64_t num_q_tokens() const;

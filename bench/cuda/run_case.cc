@@ -119,6 +119,7 @@ void add_goals(CaseResult& result, const CaseSpec& spec) {
     result.goals.push_back({">= " + percent(spec.least_of_flashinfer) + " % of FlashInfer",
                             peer->best_us() / own.best_us(), spec.least_of_flashinfer});
   }
+  if (spec.most_us > 0) result.goals.push_back(within_us(own.best_us(), spec.most_us));
 }
 
 std::vector<Contender> append_contenders(const Workload& workload, const BatchAttention& eager,

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <set>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "decode/decode_items.h"
@@ -92,6 +93,35 @@ TEST(CudaRowPolicy, ChoosesByTheRowAlone) {
   EXPECT_EQ(path(4000, 4000, true), RowPath::kLarge);
   options.has_fa3 = false;
   EXPECT_EQ(path(4000, 4000), RowPath::kLarge);
+}
+
+// A device with a decode kernel gives it what fits, by the queries of the row alone.
+TEST(CudaRowPolicy, GivesDecodeTheRowsThatFit) {
+  for (const auto& [head_dim, decode_rows] : {std::pair{128, 16}, {64, 16}, {256, 8}}) {
+    for (const int num_kv_heads : {32, 8, 4, 2}) {
+      ScheduleOptions options = options_of(32, num_kv_heads, head_dim);
+      options.decode_rows = decode_rows;
+      options.has_fa3 = true;
+      const std::int64_t most = decode_rows / options.shape.group_size();
+      SCOPED_TRACE(::testing::Message() << "head_dim " << head_dim << ", " << most << " queries");
+      for (const std::int64_t kv_len : {std::int64_t{0}, std::int64_t{1}, std::int64_t{100000},
+                                        std::int64_t{decode::kMaxKeys}}) {
+        EXPECT_EQ(path_of(options, {.kv_len = kv_len, .q_len = 0}), RowPath::kNone);
+        if (most > 0) {
+          EXPECT_EQ(path_of(options, {.kv_len = kv_len, .q_len = most}), RowPath::kDecode)
+              << kv_len;
+        }
+        EXPECT_EQ(path_of(options, {.kv_len = kv_len, .q_len = most + 1}), RowPath::kSmall)
+            << kv_len;
+      }
+      if (most == 0) continue;
+      EXPECT_EQ(path_of(options, {.kv_len = std::int64_t{decode::kMaxKeys} + 1, .q_len = 1}),
+                RowPath::kSmall);
+      EXPECT_EQ(path_of(options, {.kv_len = 100, .q_len = 1, .num_masked_keys = 1}),
+                RowPath::kSmall);
+      EXPECT_EQ(path_of(options, {.kv_len = 100, .q_len = 1, .window = 7}), RowPath::kSmall);
+    }
+  }
 }
 
 TEST(CudaMaskBits, HoldMaskWindowAndCausality) {

@@ -62,7 +62,9 @@ __device__ __forceinline__ Part<S> merge_warps(Shared<S>& shared, RowState<S>& r
 #pragma unroll
     for (int lanes = 4; lanes <= 16; lanes *= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
   }
-  sync_math_threads();  // what was exchanged before has been read
+  // What was exchanged before has been read, and no warp is so far behind that a slot of the ring
+  // of tiles, which it is to wait for, has gone round again.
+  sync_math_threads();
   if (lane.g == 0) {
     shared.stats[block][warp][lane.t] =
         make_float4(rows.max[0], rows.sum[0], rows.max[1], rows.sum[1]);

@@ -57,10 +57,11 @@ struct Shape {
                                                          : 2) *
                                      (kIsFloat8 ? 2 : 1);
   static constexpr int kStages = kMathWarps * kWarpStages;
-  // Tiles that a block has under way at most where there is work for all: as many bytes as keep the
-  // memory busy. More would only queue up there, and with them whatever else a block waits for.
+  // Tiles that a block has under way at most where there are more items than blocks: as many bytes
+  // as keep the memory busy. More would only queue up there, and with them whatever else a block
+  // waits for.
   static constexpr int kMostUnderWay =
-      (kIsFloat8 ? 64 : 48) * 1024 / kBlocksPerSm / (2 * kTileBytes);
+      kBlocksPerSm == 1 ? kStages : (kIsFloat8 ? 32 : 24) * 1024 / (2 * kTileBytes);
   static_assert(kMostUnderWay <= kStages);
   // Of a warp, where registers and stages allow two.
   static constexpr int kTilesAtOnce = kRowBlocks == 1 && kWarpStages > 2 ? 2 : 1;
@@ -90,7 +91,7 @@ struct alignas(1024) Shared {
   std::uint64_t item_full[kItemSlots], item_empty[kItemSlots], queries_full, queries_empty;
   std::uint64_t published, counted;
   int pending_is_last;
-  bool is_busy;  // there is work for all blocks; known with the first item
+  bool is_busy;  // there are more items than blocks; known with the first item
 
   // A processor has 228 KiB, of which each block takes 1 KiB for itself.
   static constexpr int kMostBytes = 228 * 1024 / S::kBlocksPerSm - 1024;
