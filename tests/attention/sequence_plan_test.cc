@@ -22,14 +22,18 @@ using ::testing::HasSubstr;
 
 class SequencePlans : public DeviceSuite {
  protected:
-  static constexpr int kPages = 400, kMostTokens = 32;
   void prepare() override {
     c = device_case({}, device());
     c.page_size = 16;
-    manager = std::make_unique<PagedKVCacheManager>(c.cache_config(kPages, device()));
+    make_pool(400);
+    make_queries(32);
+  }
+  void make_pool(int num_pages) {
+    attention.reset(), packed.reset(), sequences.reset();
+    manager = std::make_unique<PagedKVCacheManager>(c.cache_config(num_pages, device()));
     sequences = std::make_unique<CacheDescriptor>(*manager);
     for (const TensorView& cache : {manager->key_cache(), manager->value_cache()}) {
-      Tensor tensor(device(), cache.dtype, {kPages * c.page_size, c.num_kv_heads, c.head_dim});
+      Tensor tensor(device(), cache.dtype, {num_pages * c.page_size, c.num_kv_heads, c.head_dim});
       std::normal_distribution<double> normal;
       std::vector<double> elements(static_cast<std::size_t>(tensor.view().num_elements()));
       for (double& x : elements) x = normal(random);
@@ -39,7 +43,9 @@ class SequencePlans : public DeviceSuite {
     }
     attention = std::make_unique<BatchAttention>(*manager, c.options());
     packed = std::make_unique<BatchAttention>(*manager, c.options());
-    q = Tensor(device(), c.q_dtype, {kMostTokens, c.num_qo_heads, c.head_dim});
+  }
+  void make_queries(std::int64_t most) {
+    q = Tensor(device(), c.q_dtype, {most, c.num_qo_heads, c.head_dim});
     std::normal_distribution<double> normal;
     std::vector<double> elements(static_cast<std::size_t>(q.view().num_elements()));
     for (double& x : elements) x = normal(random);
@@ -66,7 +72,7 @@ class SequencePlans : public DeviceSuite {
     attention->plan_sequences(*sequences, ids, indptr);
     packed->plan(sequences->pack_for_flashinfer(ids), indptr);
     ASSERT_EQ(attention->num_q_tokens(), packed->num_q_tokens());
-    ASSERT_LE(packed->num_q_tokens(), kMostTokens);
+    ASSERT_LE(packed->num_q_tokens(), q.view().shape[0]);
     EXPECT_TRUE(run(*attention) == run(*packed));
     EXPECT_EQ(attention->kernel_name(), packed->kernel_name());
   }
@@ -120,6 +126,54 @@ TEST_P(SequencePlans, FollowEverySequence) {
     expect_as_packed(ids, step % 5 == 4 ? 2 : 1);
     ASSERT_FALSE(HasFailure()) << "step " << step;
   }
+}
+
+// A device takes several of them a thread then, and a copy of what changed instead of a kernel's
+// parameters. They share pages, so that they fit.
+TEST_P(SequencePlans, OfThousandsOfSequences) {
+  constexpr SeqId kParents = 4, kSequences = 3000;
+  std::vector<SeqId> ids;
+  for (SeqId id = 0; id < kParents; ++id) {
+    sequences->allocate({id}, {1 + static_cast<std::int64_t>(random() % 300)});
+  }
+  for (SeqId id = kParents; id < kParents + kSequences; ++id) {
+    const SeqId parent = id % kParents;
+    sequences->fork(parent, id);
+    const auto length = static_cast<std::uint64_t>(sequences->length(parent));
+    sequences->truncate(id, static_cast<std::int64_t>(random() % (length + 1)));
+    ids.push_back(id);
+  }
+  make_queries(2 * kSequences);
+  expect_as_packed(ids, 1);
+  for (std::size_t i = 0; i < ids.size(); i += 1 + random() % 40) {
+    sequences->truncate(ids[i], sequences->length(ids[i]) / 2);
+  }
+  expect_as_packed(ids, 2);
+  std::shuffle(ids.begin(), ids.end(), random);
+  expect_as_packed(ids, 1);
+  ids.resize(1025);  // one more than a thread block has threads
+  expect_as_packed(ids, 2);
+}
+
+// Rows that a device cuts in every way that it has, by what it works out itself. They share pages.
+TEST_P(SequencePlans, OfRaggedSequences) {
+  constexpr std::int64_t kLongest = 70001;
+  make_pool(kLongest / 16 + 40);
+  sequences->allocate({0}, {kLongest});
+  std::vector<SeqId> ids{0};
+  for (const std::int64_t length :
+       {1, 2, 15, 16, 17, 129, 1024, 1025, 2048, 2049, 4096, 4097, 8193, 16385, 40000, 65536}) {
+    ids.push_back(static_cast<SeqId>(ids.size()));
+    sequences->fork(0, ids.back(), length);
+  }
+  make_queries(2 * static_cast<std::int64_t>(ids.size()));
+  expect_as_packed(ids, 2);
+  const auto before = run(*attention);
+  std::reverse(ids.begin(), ids.end());
+  expect_as_packed(ids, 2);
+  std::reverse(ids.begin(), ids.end());
+  expect_as_packed(ids, 2);
+  EXPECT_TRUE(run(*attention) == before);
 }
 
 TEST_P(SequencePlans, TakeWindowsAndTrees) {
