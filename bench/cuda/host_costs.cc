@@ -86,6 +86,12 @@ AttentionOptions options() {
   return options;
 }
 
+// 0: no goal.
+void add_goal(HostResult& result, double limit_us) {
+  if (limit_us == 0) return;
+  result.goals.push_back(within_us(result.contenders.at("seqattn").median_us, limit_us));
+}
+
 HostResult plan_cost(const std::string& name, std::int64_t batch, std::int32_t q_len,
                      double limit_us, int num_samples, bool with_flashinfer) {
   Service service(batch, kPageSize);
@@ -98,9 +104,7 @@ HostResult plan_cost(const std::string& name, std::int64_t batch, std::int32_t q
   result.contenders["seqattn"] = measure_host(
       num_samples, [&] { attention.plan(packed, q_indptr, {}, {stream.get()}); },
       [&] { stream.wait(); });
-  if (limit_us > 0) {
-    result.goals.push_back(within_us(result.contenders["seqattn"].median_us, limit_us));
-  }
+  add_goal(result, limit_us);
   if (!with_flashinfer) return result;
   const Buffer floats(kPeerFloatBytes), ints(kPeerIntBytes);
   const PinnedBuffer pinned(static_cast<std::size_t>(kPeerIntBytes));
@@ -138,8 +142,8 @@ HostResult device_plan_cost(std::int64_t batch, double limit_us, int num_samples
                                 {.num_runs = kPlans, .num_samples = num_samples}, stream.get());
   HostResult result;
   result.name = "plan of sequences on the device, batch " + std::to_string(batch);
-  const Timing& timing = result.contenders["seqattn"] = *measured.front().eager;
-  if (limit_us > 0) result.goals.push_back(within_us(timing.median_us, limit_us));
+  result.contenders["seqattn"] = *measured.front().eager;
+  add_goal(result, limit_us);
   return result;
 }
 
@@ -195,8 +199,7 @@ std::vector<HostResult> step_costs(std::int64_t batch, double limit_us, int num_
       step("one layer launched", [&] { advance(eager), launch(eager); }),
       step("packed, graph launched",
            [&] { advance_packed(captured), graph.launch(stream.get()); })};
-  results.front().goals.push_back(
-      within_us(results.front().contenders["seqattn"].median_us, limit_us));
+  add_goal(results.front(), limit_us);
 
   // The same step once more, one of its parts timed at a time.
   const auto wait = [&] { stream.wait(); };

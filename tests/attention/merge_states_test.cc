@@ -30,12 +30,7 @@ struct Sides {
         lse_a(device, DType::kFloat32, {kTokens, kHeads}),
         out_b(device, types[1], {kTokens, kHeads, kDim}, layout),
         lse_b(device, DType::kFloat32, {kTokens, kHeads}) {
-    std::normal_distribution<double> normal;
-    for (Tensor* tensor : {&out_a, &lse_a, &out_b, &lse_b}) {
-      std::vector<double> values(static_cast<std::size_t>(tensor->view().num_elements()));
-      for (double& value : values) value = normal(random);
-      tensor->write(values);
-    }
+    for (Tensor* tensor : {&out_a, &lse_a, &out_b, &lse_b}) fill_with_normals(*tensor, random);
   }
 };
 

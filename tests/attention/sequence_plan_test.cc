@@ -34,10 +34,7 @@ class SequencePlans : public DeviceSuite {
     sequences = std::make_unique<CacheDescriptor>(*manager);
     for (const TensorView& cache : {manager->key_cache(), manager->value_cache()}) {
       Tensor tensor(device(), cache.dtype, {num_pages * c.page_size, c.num_kv_heads, c.head_dim});
-      std::normal_distribution<double> normal;
-      std::vector<double> elements(static_cast<std::size_t>(tensor.view().num_elements()));
-      for (double& x : elements) x = normal(random);
-      tensor.write(elements);
+      fill_with_normals(tensor, random);
       const auto bytes = tensor.bytes();
       copy_to_device(device(), cache.data, bytes);
     }
@@ -46,10 +43,7 @@ class SequencePlans : public DeviceSuite {
   }
   void make_queries(std::int64_t most) {
     q = Tensor(device(), c.q_dtype, {most, c.num_qo_heads, c.head_dim});
-    std::normal_distribution<double> normal;
-    std::vector<double> elements(static_cast<std::size_t>(q.view().num_elements()));
-    for (double& x : elements) x = normal(random);
-    q.write(elements);
+    fill_with_normals(q, random);
   }
   std::vector<std::byte> run(const BatchAttention& by) {
     TensorView queries = q.view();

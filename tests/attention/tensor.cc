@@ -88,6 +88,13 @@ void fill_with_nan(const TensorView& view) {
   copy_to_device(view.device, view.data, nan_bytes(view.dtype, view.num_elements()));
 }
 
+void fill_with_normals(Tensor& tensor, std::mt19937_64& random) {
+  std::normal_distribution<double> normal;
+  std::vector<double> elements(static_cast<std::size_t>(tensor.view().num_elements()));
+  for (double& x : elements) x = normal(random);
+  tensor.write(elements);
+}
+
 Layout with_gaps(std::int64_t heads, std::int64_t dim, std::int64_t unit) {
   const std::int64_t head = dim + 5 * unit;
   return {{heads * head + 3 * unit, head, 1}, unit};

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <random>
 #include <span>
 #include <vector>
 
@@ -50,6 +51,9 @@ class Tensor {
 
 // Fills memory that a row-major view covers.
 void fill_with_nan(const TensorView& view);
+
+// Writes elements of mean 0 and deviation 1.
+void fill_with_normals(Tensor& tensor, std::mt19937_64& random);
 
 // Layouts of [tokens, heads, dim].
 // Gaps after each head and each token, of some multiples of `unit` elements.

@@ -57,12 +57,7 @@ class CudaGraphReplay : public ::testing::TestWithParam<Replay> {
         Tensor keys(cuda(0), DType::kFloat32, {tokens, shape.num_kv_heads, shape.head_dim});
         Tensor values =
             Tensor(cuda(0), DType::kFloat32, {tokens, shape.num_kv_heads, shape.head_dim});
-        for (Tensor* tensor : {&keys, &values}) {
-          std::vector<double> elements(static_cast<std::size_t>(tensor->view().num_elements()));
-          std::normal_distribution<double> normal;
-          for (double& x : elements) x = normal(random);
-          tensor->write(elements);
-        }
+        for (Tensor* tensor : {&keys, &values}) fill_with_normals(*tensor, random);
         for (Twin* twin : twins()) twin->start(id, keys, values, stream);
         stream.wait();
       }
