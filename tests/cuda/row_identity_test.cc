@@ -85,7 +85,8 @@ TEST_P(CudaBitIdentity, WithAndWithoutAnLse) {
   }
 }
 
-// The same rows, as far as a capacity allows them, through a captured graph.
+// The same rows, as far as a capacity allows them, through a captured graph of runs that follow
+// one another at once: a run may begin while the one before ends.
 TEST_P(CudaBitIdentity, OfAReplayedGraph) {
   AttentionCase c = GetParam();
   if (c.mask_density >= 0) GTEST_SKIP() << "masks are not part of a captured graph";
@@ -100,23 +101,30 @@ TEST_P(CudaBitIdentity, OfAReplayedGraph) {
     want.push_back(expected[i]);
   }
   const PagedBatch batch(c, short_rows, cuda(0), random);
-  const CallTensors tensors(c, short_rows, cuda(0));
+  std::vector<CallTensors> runs;
+  for (int i = 0; i < 3; ++i) runs.emplace_back(c, short_rows, cuda(0));
   const OwnStream stream;
   BatchAttention attention(
       batch.manager(), c.options(),
       {.max_sequences = static_cast<std::int64_t>(short_rows.size()) + 3,
-       .max_q_tokens = tensors.q.view().shape[0],
+       .max_q_tokens = runs[0].q.view().shape[0],
        .max_pages = static_cast<std::int64_t>(batch.packed().kv_page_indices().size()) + 9});
   attention.plan(batch.packed(), qo_indptr_of(short_rows), {}, stream.get());
   const CapturedGraph graph(stream, [&] {
-    attention.run(tensors.q.view(), tensors.out.view(), tensors.run_options(), 0, stream.get());
+    for (const CallTensors& run : runs) {
+      attention.run(run.q.view(), run.out.view(), run.run_options(), 0, stream.get());
+    }
   });
   for (int i = 0; i < 3; ++i) {
-    fill_with_nan(tensors.out.view());
-    fill_with_nan(tensors.lse.view());
+    for (const CallTensors& run : runs) {
+      fill_with_nan(run.out.view());
+      fill_with_nan(run.lse.view());
+    }
     graph.launch(stream);
     stream.wait();
-    EXPECT_TRUE(bytes_by_row(short_rows, tensors) == want) << "replay " << i;
+    for (std::size_t run = 0; run < runs.size(); ++run) {
+      EXPECT_TRUE(bytes_by_row(short_rows, runs[run]) == want) << "replay " << i << ", run " << run;
+    }
   }
 }
 
@@ -170,6 +178,13 @@ std::vector<AttentionCase> cases() {
   c.num_kv_heads = 1;
   c.rows = ragged_rows(2);
   add("RaggedDecodeOfTwo64", c);
+  for (const bool is_float8 : {false, true}) {  // one block a processor
+    c = is_float8 ? float8_gpu_case(KVScaling::kFixed, DType::kBFloat16, 256)
+                  : gpu_case(DType::kBFloat16, 256);
+    c.num_kv_heads = 1;
+    c.rows = ragged_rows(1);
+    add("RaggedDecode" + std::string(is_float8 ? "Float8" : "") + "Of256", c);
+  }
   for (const DType kv_dtype : {DType::kBFloat16, DType::kFloat8E4M3}) {
     c = kv_dtype == DType::kBFloat16 ? gpu_case(kv_dtype)
                                      : float8_gpu_case(KVScaling::kPerToken, DType::kBFloat16);
