@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -69,17 +70,16 @@ TEST_F(SequenceStatePath, OfAPipeIsRefusedAtOnce) {
 TEST_F(SequenceStatePath, MayNameAnotherFileMeanwhile) {
   save_sequence(cache_.descriptor, 1, fs::path("one"));
   FileSource source("one");
-  std::vector<std::byte> begin(100), rest(1000);
-  EXPECT_EQ(source.read(begin), 100u);
+  std::vector<std::byte> parts(1100);
+  EXPECT_EQ(source.read(std::span(parts).first(100)), 100u);
   std::ofstream("two") << "something else";
   fs::rename("two", "one");
   FileSource again = source.again();
   std::vector<std::byte> all(2000);
   all.resize(again.read(all));
   EXPECT_EQ(all, save_sequence(cache_.descriptor, 1));
-  rest.resize(source.read(rest));  // from where it was
-  begin.insert(begin.end(), rest.begin(), rest.end());
-  EXPECT_EQ(begin, all);
+  parts.resize(100 + source.read(std::span(parts).subspan(100)));  // from where it was
+  EXPECT_EQ(parts, all);
 }
 
 TEST_F(SequenceStatePath, ThatNamesNoFileIsRefusedAtOnce) {
