@@ -6,7 +6,7 @@
 #include <limits>
 #include <span>
 
-#include "decode/decode_items.h"
+#include "decode/decode_runs.h"
 #include "message.h"
 #include "seqattn/error.h"
 #include "table_keeper.h"
@@ -46,11 +46,30 @@ std::vector<Fa3Tile> sorted_fa3_tiles(const ScheduleOptions& options, const Atte
   return sorted;
 }
 
-ScheduleCounts count(const ScheduleOptions& options, const AttentionPlan& plan) {
+// Chooses the limit of runs, by which items are counted.
+void count_items(const ScheduleOptions& options, const std::vector<decode::Cut>& cuts,
+                 ScheduleCounts& counts) {
+  std::int64_t ends[decode::kNumRunLimits];
+  std::int64_t items[decode::kNumRunLimits];
+  for (int i = 0; i < decode::kNumRunLimits; ++i) {
+    decode::BatchItems batch;
+    for (const decode::Cut& cut : cuts) batch.add(cut, decode::run_limit(i));
+    ends[i] = decode::end_of(batch, chunk_rule_of(options.shape), options.decode_blocks);
+    items[i] = batch.items;
+  }
+  const int best = decode::best_run_limit(ends);
+  counts.decode_items = items[best];
+  counts.run_limit = decode::run_limit(best);
+}
+
+// `cuts`: of decode's rows.
+ScheduleCounts count(const ScheduleOptions& options, const AttentionPlan& plan,
+                     std::vector<decode::Cut>& cuts) {
   const AttentionShape& shape = options.shape;
   ScheduleCounts counts;
   counts.rows = static_cast<std::int64_t>(plan.rows.size());
   counts.pages = static_cast<std::int64_t>(plan.page_indices.size());
+  if (options.has_decode()) cuts.reserve(plan.rows.size());
   for (const AttentionRow& row : plan.rows) {
     const std::int64_t query_rows = row.q_len * shape.group_size();
     const std::int64_t fa2_tiles = ceil_div(query_rows, largest_tile_rows(shape));
@@ -62,7 +81,7 @@ ScheduleCounts count(const ScheduleOptions& options, const AttentionPlan& plan) 
       case RowPath::kNone:
         break;
       case RowPath::kDecode:
-        counts.decode_items += decode_items(shape, row);
+        cuts.push_back(decode_cut(shape, row.q_len, row.kv_len));
         counts.decode_rows = std::max(counts.decode_rows, query_rows);
         break;
       case RowPath::kSmall: {
@@ -83,6 +102,7 @@ ScheduleCounts count(const ScheduleOptions& options, const AttentionPlan& plan) 
     }
     counts.mask_bytes += mask_bytes_of(row);
   }
+  if (options.has_decode()) count_items(options, cuts, counts);
   return counts;
 }
 
@@ -111,7 +131,7 @@ ScheduleCounts largest_counts(const ScheduleOptions& options) {
   if (options.has_decode()) {
     counts.decode_rows = std::min<std::int64_t>(longest * group, options.decode_rows);
     counts.decode_items = decode::most_items(
-        capacity.max_sequences, ceil_div(most_keys, decode::kTileTokens), item_rule_of(shape));
+        capacity.max_sequences, ceil_div(most_keys, decode::kTileTokens), chunk_rule_of(shape));
     if (longest * group <= options.decode_rows) {  // no row is small
       counts.pages = TableKeeper::room_for(capacity.max_sequences, capacity.max_pages);
       return counts;
@@ -221,7 +241,7 @@ std::int64_t most_captured_queries(const ScheduleOptions& options) {
   return most_rows / shape.group_size();
 }
 
-decode::ItemRule item_rule_of(const AttentionShape& shape) {
+decode::ChunkRule chunk_rule_of(const AttentionShape& shape) {
   return {shape.num_kv_heads, shape.group_size(), has_scales(shape.kv_dtype)};
 }
 
@@ -247,7 +267,7 @@ Schedule kept_schedule(const ScheduleOptions& options, const SequenceBatch& batc
     std::int64_t num_items = 0;
     for (const SequenceRow& row : batch.rows) {
       if (row.q_len == 0) continue;
-      num_items += decode_items(options.shape, {.kv_len = row.kv_len, .q_len = row.q_len});
+      num_items += decode_cut(options.shape, row.q_len, row.kv_len).num_chunks;
     }
     size.rows = with_room(schedule.counts.rows);
     size.pages = table_room;
@@ -259,16 +279,16 @@ Schedule kept_schedule(const ScheduleOptions& options, const SequenceBatch& batc
   return schedule;
 }
 
-std::int64_t decode_items(const AttentionShape& shape, const AttentionRow& row) {
+decode::Cut decode_cut(const AttentionShape& shape, std::int64_t q_len, std::int64_t kv_len) {
   const decode::Tiles tiles =
-      decode::visible_tiles(static_cast<int>(row.kv_len), static_cast<int>(row.q_len),
+      decode::visible_tiles(static_cast<int>(kv_len), static_cast<int>(q_len),
                             std::min(shape.window_left, decode::kMaxKeys));
-  return decode::num_items(tiles.count, static_cast<int>(row.q_len), item_rule_of(shape));
+  return decode::cut_of(tiles.count, static_cast<int>(q_len), chunk_rule_of(shape));
 }
 
 Schedule measure_schedule(const ScheduleOptions& options, const AttentionPlan& plan) {
   Schedule schedule;
-  schedule.counts = count(options, plan);
+  schedule.counts = count(options, plan, schedule.decode_cuts);
   schedule.num_q_tokens = plan.num_q_tokens;
   schedule.one_chunk_each = one_chunk_each(options, plan);
   if (options.fixed_size()) check_capacity(options, plan);

@@ -24,6 +24,7 @@ struct ScheduleCounts {
   std::array<std::array<std::int64_t, kNumTiles>, 2> small_blocks = {};
   std::int64_t partials = 0;                   // (query token, chunk) pairs of small rows
   std::int64_t decode_items = 0;               // of rows of our own kernel, a KV head
+  int run_limit = 0;                           // by which they are counted: decode_runs.h
   std::int64_t decode_rows = 0;                // query rows of the one that has most of them
   std::int64_t wide_pages = 0;                 // of 8 bits, that other kernels read
   std::array<std::int64_t, 2> fa2_tiles = {};  // of large rows, by whether they have a mask
@@ -40,7 +41,7 @@ struct ScheduleLayout {
   struct Blocks {
     std::size_t row, q_tile, kv_chunk, chunk_size, is_valid;
   };
-  std::size_t totals;  // int32 [kNumTotals], for kernels whose launch is fixed
+  std::size_t totals;  // int32 [kNumTotals], for kernels whose launch is fixed, and for decode
   // As in Fa2Batch; in tables that are kept page_indptr is where a row's pages begin, and no more.
   std::size_t page_indices, page_indptr, last_page_len, q_indptr;
   std::size_t kv_len;                                  // [rows], of decode::Batch
@@ -60,13 +61,14 @@ struct ScheduleLayout {
   std::size_t bytes = 0;  // of it all; page_indices are the last
 };
 
-enum Total { kTotalRows, kTotalTokens, kTotalSmallTokens, kNumTotals };
+enum Total { kTotalRows, kTotalTokens, kTotalSmallTokens, kRunLimit, kNumTotals };
 
 // What the launches of a plan need to know on the host.
 struct Schedule {
   ScheduleCounts counts;
   ScheduleLayout layout;
-  std::vector<Fa3Tile> fa3_tiles;  // costliest first
+  std::vector<Fa3Tile> fa3_tiles;        // costliest first
+  std::vector<decode::Cut> decode_cuts;  // of the rows of decode, in their order
   std::int64_t num_q_tokens = 0;
   // Every row with queries is small and of one chunk, without a mask: partial result i is output
   // row i.
@@ -80,8 +82,8 @@ struct Schedule {
 // The longest row that a batch with a capacity may have.
 std::int64_t most_captured_queries(const ScheduleOptions& options);
 
-// The items of a row of RowPath::kDecode, a KV head.
-std::int64_t decode_items(const AttentionShape& shape, const AttentionRow& row);
+// How decode cuts a row of its path, for each KV head.
+decode::Cut decode_cut(const AttentionShape& shape, std::int64_t q_len, std::int64_t kv_len);
 
 // Counts and lays out. Throws UnsupportedError for a batch that the kernels' 32-bit indices do not
 // hold or, with a capacity, for a row that is neither small nor of decode, or for a mask.
@@ -98,7 +100,7 @@ bool keeps_sequences(const ScheduleOptions& options);
 Schedule kept_schedule(const ScheduleOptions& options, const SequenceBatch& batch,
                        std::int64_t table_room);
 
-decode::ItemRule item_rule_of(const AttentionShape& shape);
+decode::ChunkRule chunk_rule_of(const AttentionShape& shape);
 
 // Writes every array of the layout into `memory`, aligned to 16 bytes. Cannot fail.
 void write_schedule(const ScheduleOptions& options, const AttentionPlan& plan,

@@ -66,9 +66,10 @@ void AttentionTables::keep(const SequenceBatch& batch, cudaStream_t stream) {
                         .q_indptr = ints(layout.q_indptr),
                         .item_indptr = ints(layout.item_indptr),
                         .num_rows = ints(layout.totals) + kTotalRows,
-                        .num_tokens = ints(layout.totals) + kTotalTokens},
+                        .num_tokens = ints(layout.totals) + kTotalTokens,
+                        .run_limit = ints(layout.totals) + kRunLimit},
                        update, std::min(options_.shape.window_left, decode::kMaxKeys),
-                       item_rule_of(options_.shape), updates_, stream);
+                       chunk_rule_of(options_.shape), options_.decode_blocks, updates_, stream);
   kept_rows_ = layout.size.rows;
   schedule_ = std::move(schedule);
 }

@@ -59,8 +59,8 @@ class CudaAttention final : public AttentionKernel {
   decode::Tables decode_tables(const Schedule& schedule) const;
 
   std::vector<KernelChoice> kernels_;
-  ScheduleOptions options_;
   int num_sms_;
+  ScheduleOptions options_;
   bool overlaps_launches_;  // launch.h
   std::string name_;
   mutable std::atomic<bool> is_append_captured_ = false;
@@ -81,7 +81,7 @@ bool launches_overlap(int device) {
 }
 
 ScheduleOptions schedule_options(const AttentionShape& shape, const PlanCapacity& capacity,
-                                 const std::vector<KernelChoice>& choices) {
+                                 const std::vector<KernelChoice>& choices, int num_sms) {
   const auto all_have = [&](auto kernel) {
     return std::all_of(choices.begin(), choices.end(),
                        [kernel](const KernelChoice& choice) { return choice.*kernel != nullptr; });
@@ -91,6 +91,7 @@ ScheduleOptions schedule_options(const AttentionShape& shape, const PlanCapacity
           .decode_rows = all_have(&KernelChoice::wide_decode) ? decode::kMaxQueryRows
                          : all_have(&KernelChoice::decode)    ? decode::kFewQueryRows
                                                               : 0,
+          .decode_blocks = num_sms * decode::blocks_per_sm(shape.head_dim),
           .capacity = capacity};
 }
 
@@ -112,8 +113,8 @@ void check_capacity_of_device(const ScheduleOptions& options) {
 
 CudaAttention::CudaAttention(const AttentionShape& shape, const PlanCapacity& capacity)
     : kernels_(choose_kernels(shape)),
-      options_(schedule_options(shape, capacity, kernels_)),
       num_sms_(num_multiprocessors(shape.device.index)),
+      options_(schedule_options(shape, capacity, kernels_, num_sms_)),
       overlaps_launches_(launches_overlap(shape.device.index)),
       name_(kernel_name(shape.kv_dtype, options_.has_decode(), /*fa2=*/true, options_.has_fa3)),
       tables_(options_),
@@ -150,7 +151,8 @@ decode::Tables CudaAttention::decode_tables(const Schedule& schedule) const {
                     .page_begin = tables_.ints(layout.page_indptr),
                     .kv_len = tables_.ints(layout.kv_len),
                     .q_indptr = tables_.ints(layout.q_indptr),
-                    .item_indptr = tables_.ints(layout.item_indptr)},
+                    .item_indptr = tables_.ints(layout.item_indptr),
+                    .run_limit = tables_.ints(layout.totals) + kRunLimit},
           .query_rows = layout.size.decode_rows,
           .num_items = layout.size.decode_items * options_.shape.num_kv_heads};
 }

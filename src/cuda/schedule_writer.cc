@@ -30,6 +30,7 @@ class Writer {
     totals[kTotalRows] = static_cast<std::int32_t>(schedule_.counts.rows);
     totals[kTotalTokens] = static_cast<std::int32_t>(plan_.num_q_tokens);
     totals[kTotalSmallTokens] = static_cast<std::int32_t>(num_small_tokens_);
+    totals[kRunLimit] = schedule_.counts.run_limit;
   }
 
  private:
@@ -86,6 +87,7 @@ void Writer::write_rows() {
     std::fill_n(ints(layout_.wide_indices), schedule_.counts.pages, 0);  // of rows of decode
   }
   std::array<std::int64_t, 2> next_large = {};
+  auto next_cut = schedule_.decode_cuts.begin();
   std::int64_t next_fa3 = schedule_.counts.fa2_tiles[false], mask_begin = 0;
   for (std::size_t i = 0; i < plan_.rows.size(); ++i) {
     const AttentionRow& row = plan_.rows[i];
@@ -105,7 +107,7 @@ void Writer::write_rows() {
       case RowPath::kNone:
         break;
       case RowPath::kDecode:
-        num_decode_items_ += decode_items(shape_, row);
+        num_decode_items_ += decode::num_items(*next_cut++, schedule_.counts.run_limit);
         break;
       case RowPath::kSmall:
         write_small(i);

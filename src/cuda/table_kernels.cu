@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "cuda_check.h"
+#include "decode/decode_runs.h"
 #include "table_kernels.h"
 
 namespace seqattn {
@@ -12,8 +13,8 @@ constexpr int kThreads = 1024, kWarps = kThreads / 32;
 
 struct Header {
   std::int32_t num_rows, num_runs, q_len;
-  int window_left;
-  decode::ItemRule rule;
+  int window_left, num_blocks;
+  decode::ChunkRule rule;
 };
 
 struct Sums {
@@ -48,6 +49,38 @@ __device__ Sums sums_in_front(Sums own) {
   return warp == 0 ? front : front + of_warps[warp - 1];
 }
 
+// The run limit of a batch (decode_runs.h); cut(row) is how a row is cut, with no tiles and no
+// chunks where it has no queries. By all threads of a block: some warps count for each limit.
+template <class Cut>
+__device__ int run_limit_of(int num_rows, const Header& header, Cut cut) {
+  constexpr int kLimits = decode::kNumRunLimits, kThreadsEach = kWarps / kLimits * 32;
+  __shared__ decode::BatchItems all[kLimits];
+  __shared__ std::int64_t ends[kLimits];
+  const int thread = static_cast<int>(threadIdx.x), index = thread / kThreadsEach;
+  if (thread < kLimits) all[thread] = {};
+  __syncthreads();
+  if (index < kLimits) {
+    decode::BatchItems own;
+    for (int row = thread % kThreadsEach; row < num_rows; row += kThreadsEach) {
+      own.add(cut(row), decode::run_limit(index));
+    }
+    const int tiles = __reduce_add_sync(~0u, own.num_tiles);
+    const int items = __reduce_add_sync(~0u, own.items);
+    const int results = __reduce_add_sync(~0u, own.results);
+    const int longest = __reduce_max_sync(~0u, own.longest);
+    if (thread % 32 == 0) {
+      atomicAdd(&all[index].num_tiles, tiles);
+      atomicAdd(&all[index].items, items);
+      atomicAdd(&all[index].results, results);
+      atomicMax(&all[index].longest, longest);
+    }
+  }
+  __syncthreads();
+  if (thread < kLimits) ends[thread] = decode::end_of(all[thread], header.rule, header.num_blocks);
+  __syncthreads();
+  return decode::run_limit(decode::best_run_limit(ends));
+}
+
 // One block: its rows are few, and each thread takes some that follow one another.
 __device__ void update(const Header& header, const DeviceTables& tables,
                        const std::int32_t* words) {
@@ -62,20 +95,28 @@ __device__ void update(const Header& header, const DeviceTables& tables,
     for (int i = lane; i < count; i += 32) tables.page_indices[place + i] = pages[first + i];
   }
 
+  const auto q_len_of = [&](int row) {
+    return row >= num_rows ? 0 : header.q_len < 0 ? q_lens[row] : header.q_len;
+  };
+  const auto cut = [&](int row) {
+    const int q_len = q_len_of(row);
+    if (q_len == 0) return decode::Cut{.num_chunks = 0, .num_runs = 0};
+    const auto tiles = decode::visible_tiles(kv_lens[row], q_len, header.window_left);
+    return decode::cut_of(tiles.count, q_len, header.rule);
+  };
+  const int run_limit = run_limit_of(num_rows, header, cut);
+  const auto sums_of = [&](int row) {
+    const int q_len = q_len_of(row);
+    return q_len == 0 ? Sums{} : Sums{q_len, decode::num_items(cut(row), run_limit)};
+  };
   const int each = (tables.max_rows + kThreads - 1) / kThreads;
   const int begin = static_cast<int>(threadIdx.x) * each;
-  const auto sums_of = [&](int row) {
-    if (row >= num_rows) return Sums{};
-    const std::int32_t q_len = header.q_len < 0 ? q_lens[row] : header.q_len;
-    if (q_len == 0) return Sums{};
-    const auto tiles = decode::visible_tiles(kv_lens[row], q_len, header.window_left);
-    return Sums{q_len, decode::num_items(tiles.count, q_len, header.rule)};
-  };
+  const int end = min(begin + each, tables.max_rows);
   Sums own;
-  for (int row = begin; row < min(begin + each, tables.max_rows); ++row) own = own + sums_of(row);
+  for (int row = begin; row < end; ++row) own = own + sums_of(row);
   Sums front = sums_in_front(own);
-  for (int row = begin; row < min(begin + each, tables.max_rows); ++row) {
-    const Sums sums = sums_of(row);
+  for (int row = begin; row < end; ++row) {
+    const Sums sums = each == 1 ? own : sums_of(row);
     tables.q_indptr[row] = front.queries;
     tables.item_indptr[row] = front.items;
     if (row < num_rows) {
@@ -90,6 +131,7 @@ __device__ void update(const Header& header, const DeviceTables& tables,
     tables.item_indptr[tables.max_rows] = front.items;
     *tables.num_rows = num_rows;
     *tables.num_tokens = front.queries;
+    *tables.run_limit = run_limit;
   }
 }
 
@@ -124,8 +166,10 @@ bool launch_by_value(const Header& header, const DeviceTables& tables,
 }  // namespace
 
 void launch_update_tables(const DeviceTables& tables, const TableUpdate& update, int window_left,
-                          const decode::ItemRule& rule, Staging& staging, cudaStream_t stream) {
-  const Header header{update.num_rows, update.num_runs, update.q_len, window_left, rule};
+                          const decode::ChunkRule& rule, int num_blocks, Staging& staging,
+                          cudaStream_t stream) {
+  const Header header{update.num_rows, update.num_runs, update.q_len,
+                      window_left,     num_blocks,      rule};
   const std::vector<std::int32_t>& words = update.words;
   // Parameters take up to 32,764 bytes.
   if (launch_by_value<1000>(header, tables, words, stream) ||

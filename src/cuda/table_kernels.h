@@ -21,12 +21,15 @@ struct DeviceTables {
   std::int32_t* item_indptr = nullptr;  // [max_rows + 1]
   std::int32_t* num_rows = nullptr;
   std::int32_t* num_tokens = nullptr;
+  std::int32_t* run_limit = nullptr;  // of decode, whose items are counted by it
 };
 
 // Applies the update: lengths, new entries of page tables, and the items of every row; rows behind
-// the batch's have no queries. A small one travels as the kernel's parameters, without a copy of
-// its own; `staging` (with device memory) takes a large one. Throws BackendError.
+// the batch's have no queries. `num_blocks`: of decode, that run at once. A small one travels as
+// the kernel's parameters, without a copy of its own; `staging` (with device memory) takes a large
+// one. Throws BackendError.
 void launch_update_tables(const DeviceTables& tables, const TableUpdate& update, int window_left,
-                          const decode::ItemRule& rule, Staging& staging, cudaStream_t stream);
+                          const decode::ChunkRule& rule, int num_blocks, Staging& staging,
+                          cudaStream_t stream);
 
 }  // namespace seqattn

@@ -30,6 +30,7 @@ ScheduleOptions random_options(std::mt19937_64& random) {
   shape.window_left = random() % 4 == 0 ? static_cast<int>(random() % 5000) : -1;
   options.has_fa3 = true;
   options.decode_rows = std::array{0, 8, 16}[random() % 3];
+  options.decode_blocks = std::array{1, 132, 264}[random() % 3];
   return options;
 }
 

@@ -31,6 +31,7 @@ ScheduleOptions random_options(std::mt19937_64& random) {
                                                   : static_cast<int>(random() % 3000);
   options.has_fa3 = random() % 2 == 0;
   options.decode_rows = std::array{0, 8, 16}[random() % 3];
+  options.decode_blocks = std::array{1, 132, 264}[random() % 3];
   return options;
 }
 
@@ -174,7 +175,7 @@ class Coverage {
     }
   }
 
-  // Items are counted in front of each row, and hold every tile of keys that the row sees.
+  // Items are counted in front of each row, by the tiles of keys that the row sees.
   void check_decode_items() {
     const auto rows = static_cast<std::int64_t>(plan_.rows.size());
     if (written_.schedule().counts.decode_items == 0) return;
@@ -191,16 +192,12 @@ class Coverage {
       EXPECT_LE(row.q_len * options_.shape.group_size(), options_.decode_rows);
       const std::int64_t first = first_key(options_.shape, row) / decode::kTileTokens;
       const std::int64_t tiles = ceil_div(row.kv_len, decode::kTileTokens) - first;
-      const std::int64_t in_item = decode::item_tiles(
-          static_cast<int>(tiles), static_cast<int>(row.q_len), item_rule_of(options_.shape));
-      EXPECT_GE(items, 1) << "row " << i;
-      // Of 16 bits and few query rows a kernel has room for so many pages of an item, no more.
-      const bool is_large = has_scales(options_.shape.kv_dtype) ||
-                            row.q_len * options_.shape.group_size() > decode::kFewQueryRows;
-      EXPECT_LE(in_item, is_large ? decode::kMaxItemTiles : decode::kLongItemTiles);
-      EXPECT_GE(items * in_item, tiles) << "row " << i << ": keys without an item";
-      EXPECT_TRUE(items == 1 || (items - 1) * in_item < tiles) << "row " << i << ": an empty item";
+      const decode::Cut cut = decode_cut(options_.shape, row.q_len, row.kv_len);
+      EXPECT_EQ(cut.num_tiles, tiles) << "row " << i;
+      EXPECT_EQ(items, decode::num_items(cut, written_.schedule().counts.run_limit)) << "row " << i;
     }
+    EXPECT_EQ(written_.ints(written_.layout().totals, kNumTotals)[kRunLimit],
+              written_.schedule().counts.run_limit);
   }
 
   // Partial results are then the output itself, one a token in its place.
@@ -259,9 +256,6 @@ TEST(CudaSchedule, OfARowDoesNotDependOnTheBatch) {
         EXPECT_EQ(of_row(together.large(has_mask)), alone.large(has_mask)) << i;
       }
       EXPECT_EQ(of_row(together.fa3_as_fa2()), alone.fa3_as_fa2()) << "row " << i;
-      if (path_of(options, plan.rows[i]) == RowPath::kDecode) {
-        EXPECT_EQ(decode_items(options.shape, plan.rows[i]), alone.schedule().counts.decode_items);
-      }
     }
     if (HasFailure()) return;
   }
@@ -295,7 +289,7 @@ TEST(CudaSchedule, HoldsTheTablesOfTheBatch) {
   EXPECT_EQ(ints(layout.q_indptr, 6), (std::vector<std::int32_t>{0, 1, 1, 4, 4, 6}));
   EXPECT_EQ(ints(layout.q_position, 5), (std::vector<std::int32_t>{32, 16, 13, 0, 998}));
   EXPECT_TRUE(std::ranges::equal(ints(layout.page_indices, 68), plan.page_indices));
-  EXPECT_EQ(ints(layout.totals, kNumTotals), (std::vector<std::int32_t>{5, 6, 6}));
+  EXPECT_EQ(ints(layout.totals, kNumTotals), (std::vector<std::int32_t>{5, 6, 6, 0}));
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The deal of FA3's tiles, the items and merges of decode, and the bits of masks; without a device.
+// The deal of FA3's tiles, which rows decode takes, and the bits of masks; without a device.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -160,41 +160,6 @@ TEST(CudaMaskBits, HoldMaskWindowAndCausality) {
               (options.shape.window_left < 0 || t >= position - options.shape.window_left);
           const auto byte = bits[static_cast<std::size_t>(begin[i] + at / 8)];
           ASSERT_EQ((byte >> at % 8 & 1) != 0, visible) << "row " << i << ", " << j << ", " << t;
-        }
-      }
-    }
-  }
-}
-
-TEST(CudaDecodeMerges, HaveEveryChunkInOneGroup) {
-  for (int num_chunks = 1; num_chunks <= 600; ++num_chunks) {
-    const int num_groups = decode::num_merge_groups(num_chunks);
-    int next = 0;
-    for (int group = 0; group < num_groups; ++group) {
-      const int first = group * decode::kMergeChunks;
-      EXPECT_EQ(next, first);
-      const decode::MergeGroup at = decode::merge_group(first, num_chunks);
-      for (int chunk = first; chunk < first + at.num_chunks; ++chunk) {
-        EXPECT_EQ(decode::merge_group(chunk, num_chunks).first_chunk, first);
-        EXPECT_EQ(decode::merge_group(chunk, num_chunks).num_chunks, at.num_chunks);
-      }
-      EXPECT_GE(at.num_chunks, 1);
-      next = first + at.num_chunks;
-    }
-    EXPECT_EQ(next, num_chunks);
-  }
-}
-
-TEST(CudaDecodeItems, AreNoMoreThanACapacityAllows) {
-  for (const int num_kv_heads : {1, 2, 3, 8}) {
-    for (const int group_size : {1, 4, 16}) {
-      for (const bool is_float8 : {false, true}) {
-        const decode::ItemRule rule{num_kv_heads, group_size, is_float8};
-        for (int tiles = 1; tiles <= 20000; tiles += tiles < 700 ? 1 : 97) {
-          for (const int q_len : {1, 2, 4}) {
-            EXPECT_LE(decode::num_items(tiles, q_len, rule), decode::most_items(1, tiles, rule))
-                << tiles << " tiles, " << q_len << " queries, " << num_kv_heads << " heads";
-          }
         }
       }
     }

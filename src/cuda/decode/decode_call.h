@@ -21,6 +21,7 @@ struct Batch {
   const std::int32_t* q_indptr = nullptr;    // [num_rows + 1]
   // [num_rows + 1]: items in front of a row, for one KV head. A row without queries has none.
   const std::int32_t* item_indptr = nullptr;
+  const std::int32_t* run_limit = nullptr;  // decode_runs.h, in tiles
 };
 
 // Of keys or values of 8 bits: one for each head, or for each token and head.

@@ -23,38 +23,55 @@ __device__ __forceinline__ int row_of(const Batch& batch, int item, int lane) {
   return first;
 }
 
+// Of an item: how many tiles a chunk has, and the row's last one fewer; where the row's end.
+struct ItemTiles {
+  int chunk = 0, end = 0;
+};
+
+__device__ __forceinline__ void begin_at(Chunk& chunk, int tile, const ItemTiles& tiles) {
+  chunk.first_tile = tile;
+  chunk.num_tiles = max(0, min(tiles.chunk, tiles.end - tile));
+}
+
+// The first chunk of an item.
 template <class S>
-__device__ __forceinline__ Item item_at(const Call& call, int number, int lane) {
+__device__ __forceinline__ Chunk first_of(const Call& call, int item, int run_limit, int lane,
+                                          ItemTiles& item_tiles) {
   const Batch& batch = call.batch;
-  Item item;
-  item.head = number % call.num_kv_heads;
-  const int in_rows = number / call.num_kv_heads;
+  Chunk chunk;
+  chunk.head = item % call.num_kv_heads;
+  const int in_rows = item / call.num_kv_heads;
   // Rows without items begin where the next one does: the last of these has them.
-  item.row = row_of(batch, in_rows, lane);
-  const int begin = __ldg(batch.item_indptr + item.row);
-  item.chunk = in_rows - begin;
-  item.num_chunks = __ldg(batch.item_indptr + item.row + 1) - begin;
-  item.partial = number;
-  item.kv_len = __ldg(batch.kv_len + item.row);
-  item.q_begin = __ldg(batch.q_indptr + item.row);
-  item.q_len = __ldg(batch.q_indptr + item.row + 1) - item.q_begin;
-  const Tiles tiles = visible_tiles(item.kv_len, item.q_len, call.window_left);
-  const int most =
-      item_tiles(tiles.count, item.q_len, {call.num_kv_heads, call.group_size, S::kIsFloat8});
-  item.first_tile = tiles.first + item.chunk * most;
-  item.num_tiles = max(0, min(most, tiles.count - item.chunk * most));
-  return item;
+  chunk.row = row_of(batch, in_rows, lane);
+  const int begin = __ldg(batch.item_indptr + chunk.row);
+  chunk.number = in_rows - begin;
+  chunk.num_items = __ldg(batch.item_indptr + chunk.row + 1) - begin;
+  chunk.partial = item;
+  chunk.kv_len = __ldg(batch.kv_len + chunk.row);
+  chunk.q_begin = __ldg(batch.q_indptr + chunk.row);
+  chunk.q_len = __ldg(batch.q_indptr + chunk.row + 1) - chunk.q_begin;
+  const Tiles tiles = visible_tiles(chunk.kv_len, chunk.q_len, call.window_left);
+  const Cut cut =
+      cut_of(tiles.count, chunk.q_len, {call.num_kv_heads, call.group_size, S::kIsFloat8});
+  item_tiles = {cut.chunk_tiles, tiles.first + tiles.count};
+  const bool is_run = takes_runs(cut, run_limit);
+  const int first = chunk.number * (is_run ? cut.run_chunks : 1);
+  chunk.run_items = is_run ? 1 : cut.run_chunks;
+  chunk.is_of_run = is_run && cut.num_chunks > 1;
+  chunk.num_left = is_run ? min(cut.run_chunks, cut.num_chunks - first) - 1 : 0;
+  begin_at(chunk, tiles.first + first * cut.chunk_tiles, item_tiles);
+  return chunk;
 }
 
 // A token's heads at once where they lie side by side.
 template <class T, int kDim>
-__device__ __forceinline__ void load_queries(const Call& call, T (*to)[kDim], const Item& item,
+__device__ __forceinline__ void load_queries(const Call& call, T (*to)[kDim], const Chunk& chunk,
                                              int group, std::uint32_t barrier) {
   const int at_once = call.q_head_stride == kDim ? group : 1;
-  for (int row = 0; row < item.q_len * group; row += at_once) {
+  for (int row = 0; row < chunk.q_len * group; row += at_once) {
     const auto* const from = static_cast<const T*>(call.q) +
-                             (item.q_begin + row / group) * call.q_token_stride +
-                             (std::int64_t{item.head} * group + row % group) * call.q_head_stride;
+                             (chunk.q_begin + row / group) * call.q_token_stride +
+                             (std::int64_t{chunk.head} * group + row % group) * call.q_head_stride;
     load_bytes(shared_address(to[row]), from, at_once * kDim * 2, barrier);
   }
 }
@@ -63,34 +80,38 @@ template <class S>
 __device__ __forceinline__ void schedule(const Call& call, Shared<S>& shared, int lane) {
   wait_for_predecessor();
   const int total = __ldg(call.batch.item_indptr + call.batch.num_rows) * call.num_kv_heads;
+  const int run_limit = __ldg(call.batch.run_limit);
   const int group = call.group_size;
-  RingPosition<kItemSlots> at;
+  RingPosition<kChunkSlots> at;
   RingPosition<1> queries;
   PublicationCount count;
-  int number = static_cast<int>(blockIdx.x);
-  if (lane == 0) shared.is_busy = total > static_cast<int>(gridDim.x);
+  int item = static_cast<int>(blockIdx.x), next = 0;
+  Chunk chunk{};
+  ItemTiles tiles;
+  bool is_first = true;  // of its item
+  if (lane == 0) shared.is_busy = total > static_cast<int>(gridDim.x) || run_limit > 0;
   while (true) {
-    const bool is_end = number >= total;
-    int next = 0;
-    if (!is_end && lane == 0) next = static_cast<int>(gridDim.x + atomicAdd(call.next_item, 1u));
-    Item item{};
-    std::int32_t pages[S::kMaxItemTiles / 32];
+    const bool is_end = item >= total;
+    std::int32_t pages[S::kMaxChunkTiles / 32];
     if (!is_end) {
-      item = item_at<S>(call, number, lane);
+      if (is_first) {
+        if (lane == 0) next = static_cast<int>(gridDim.x + atomicAdd(call.next_item, 1u));
+        chunk = first_of<S>(call, item, run_limit, lane, tiles);
+      }
       const std::int32_t* const table =
-          call.batch.page_indices + __ldg(call.batch.page_begin + item.row);
+          call.batch.page_indices + __ldg(call.batch.page_begin + chunk.row);
       const int tiles_per_page = call.page_size / kTileTokens;
 #pragma unroll
-      for (int i = 0; i < S::kMaxItemTiles / 32; ++i) {
+      for (int i = 0; i < S::kMaxChunkTiles / 32; ++i) {
         const int tile = i * 32 + lane;
         pages[i] =
-            tile < item.num_tiles ? __ldg(table + (item.first_tile + tile) / tiles_per_page) : 0;
+            tile < chunk.num_tiles ? __ldg(table + (chunk.first_tile + tile) / tiles_per_page) : 0;
       }
     }
-    wait(address_of(shared.item_empty[at.slot]), at.parity ^ 1);
+    wait(address_of(shared.chunk_empty[at.slot]), at.parity ^ 1);
     if (is_end) {
-      if (lane == 0) shared.items[at.slot].num_chunks = 0;  // no more
-      arrive(address_of(shared.item_full[at.slot]));
+      if (lane == 0) shared.chunks[at.slot].num_items = 0;  // no more
+      arrive(address_of(shared.chunk_full[at.slot]));
       if (lane == 0) {
         count.follow(call, shared, {});
         count.follow(call, shared, {});
@@ -103,26 +124,36 @@ __device__ __forceinline__ void schedule(const Call& call, Shared<S>& shared, in
       }
       return;
     }
-    if (lane == 0) shared.items[at.slot] = item;
+    if (lane == 0) shared.chunks[at.slot] = chunk;
 #pragma unroll
-    for (int i = 0; i < S::kMaxItemTiles / 32; ++i) shared.pages[at.slot][i * 32 + lane] = pages[i];
-    arrive(address_of(shared.item_full[at.slot]));
-    if (lane == 0) {
-      wait(address_of(shared.queries_empty), queries.parity ^ 1);
-      const std::uint32_t full = address_of(shared.queries_full);
-      arrive_expecting(full, item.q_len * group * S::kDim * 2);
-      load_queries(call, shared.queries, item, group, full);
-      count.follow(call, shared, item);
+    for (int i = 0; i < S::kMaxChunkTiles / 32; ++i) {
+      shared.pages[at.slot][i * 32 + lane] = pages[i];
     }
-    queries.advance();
+    arrive(address_of(shared.chunk_full[at.slot]));
+    if (lane == 0) {
+      if (is_first) {
+        wait(address_of(shared.queries_empty), queries.parity ^ 1);
+        const std::uint32_t full = address_of(shared.queries_full);
+        arrive_expecting(full, chunk.q_len * group * S::kDim * 2);
+        load_queries(call, shared.queries, chunk, group, full);
+      }
+      count.follow(call, shared, chunk);
+    }
+    if (is_first) queries.advance();
     __syncwarp();
-    number = __shfl_sync(~0u, next, 0);
+    is_first = chunk.num_left == 0;
+    if (is_first) {
+      item = __shfl_sync(~0u, next, 0);
+    } else {
+      begin_at(chunk, chunk.first_tile + chunk.num_tiles, tiles);
+      --chunk.num_left;
+    }
     at.advance();
   }
 }
 
-// --- The loader: one tile after the other, on into the next item without a pause. Tile i of an
-// item is warp i % kMathWarps's.
+// --- The loader: one tile after the other, on into the next chunk without a pause. Tile i of a
+// chunk is warp i % kMathWarps's.
 
 template <class S>
 __device__ __forceinline__ void load_tiles(const Call& call, Shared<S>& shared) {
@@ -130,18 +161,19 @@ __device__ __forceinline__ void load_tiles(const Call& call, Shared<S>& shared) 
   const int tiles_per_page = call.page_size / kTileTokens;
   RingPosition<S::kStages> stage, oldest;  // of tiles that may be under way
   int num_under_way = 0;
-  RingPosition<kItemSlots> at;
+  RingPosition<kChunkSlots> at;
   while (true) {
-    wait(address_of(shared.item_full[at.slot]), at.parity);
-    const Item item = shared.items[at.slot];
-    if (item.num_chunks == 0) return;
+    wait(address_of(shared.chunk_full[at.slot]), at.parity);
+    const Chunk chunk = shared.chunks[at.slot];
+    if (chunk.num_items == 0) return;
     const bool is_busy = shared.is_busy;
     const std::int32_t* const pages = shared.pages[at.slot];
-    int page = pages[0], tile_of_page = item.first_tile % tiles_per_page;
-    for (int tile = 0; tile < item.num_tiles; ++tile) {
+    int page = pages[0], tile_of_page = chunk.first_tile % tiles_per_page;
+#pragma unroll 1  // copies would be instructions to fetch while the first tiles wait for them
+    for (int tile = 0; tile < chunk.num_tiles; ++tile) {
       auto& to = shared.ring[stage.slot];
       const std::uint32_t full = address_of(shared.stage_full[stage.slot]);
-      const int next_page = pages[min(tile + 1, item.num_tiles - 1)];
+      const int next_page = pages[min(tile + 1, chunk.num_tiles - 1)];
       wait(address_of(shared.stage_empty[stage.slot]), stage.parity ^ 1);
       if (is_busy) {
         if (num_under_way < S::kMostUnderWay) {
@@ -153,13 +185,13 @@ __device__ __forceinline__ void load_tiles(const Call& call, Shared<S>& shared) 
       }
       arrive_expecting(full, 2 * S::kTileBytes);
       const int token = tile_of_page * kTileTokens;
-      load_box(shared_address(to.keys), &call.keys, full, token, item.head, page, policy);
-      load_box(shared_address(to.values), &call.values, full, token, item.head, page, policy);
+      load_box(shared_address(to.keys), &call.keys, full, token, chunk.head, page, policy);
+      load_box(shared_address(to.values), &call.values, full, token, chunk.head, page, policy);
       stage.advance();
       page = next_page;
       if (++tile_of_page == tiles_per_page) tile_of_page = 0;
     }
-    arrive(address_of(shared.item_empty[at.slot]));
+    arrive(address_of(shared.chunk_empty[at.slot]));
     at.advance();
   }
 }

@@ -2,13 +2,13 @@
 
 #include <cstdint>
 
-// How a row's keys are cut into items of work: the same on the host, which counts them, and on the
-// device, which finds its own. Pure functions of the row's lengths, so that its bits depend on
-// nothing else. No CUDA in here.
+// How a row's keys are cut into chunks, and which of these a thread block takes at once: the same
+// on the host, which counts them, and on the device, which finds its own. Pure functions; a row's
+// chunks depend on its lengths alone, and so do its bits. No CUDA in here.
 namespace seqattn::decode {
 
 inline constexpr int kTileTokens = 16;  // one box of the bulk copy engine; pages hold a multiple
-inline constexpr int kMaxItemTiles = 128;
+inline constexpr int kMaxChunkTiles = 128;
 // Query rows (tokens times group) of a row and KV head that kernels are compiled for.
 inline constexpr int kFewQueryRows = 8, kMaxQueryRows = 16;
 inline constexpr int kMaxKeys = 1 << 30;  // of a row; positions and windows then fit an int
@@ -16,37 +16,32 @@ inline constexpr int kMaxKeys = 1 << 30;  // of a row; positions and windows the
 constexpr int div_up(int a, int b) { return (a + b - 1) / b; }
 
 // What the cutting depends on besides a row's lengths.
-struct ItemRule {
+struct ChunkRule {
   int num_kv_heads = 1, group_size = 1;
   bool is_float8 = false;
 };
 
-// How many tiles of keys an item takes, of as many as the row's queries see: of nothing that
-// belongs to the batch, so that its bits do not depend on that. Rows are cut evenly. Short rows,
-// those of few heads, and those so long that few of them fit a device, are cut finer, since few of
-// them have to fill it; an item's end costs 1 us, in which twice as many keys of 8 bits are read,
-// and twice as much memory for many query rows.
-inline constexpr int kShortRowTiles = 64, kShortItemTiles = 8;
-inline constexpr int kMiddleRowTiles = 256, kMiddleItemTiles = 40;
-inline constexpr int kFewHeads = 2, kFewHeadsItemTiles = 32;
-inline constexpr int kLongRowTiles = 1024, kLongItemTiles = 64;
+// How many tiles of keys a chunk has, of as many as the row's queries see: of nothing that belongs
+// to the batch, so that its bits do not depend on that. Rows are cut evenly. Short rows, those of
+// few heads, and those so long that few of them fit a device, are cut finer, since few of them have
+// to fill it; a chunk's end costs 1 us, in which twice as many keys of 8 bits are read, and twice
+// as much memory for many query rows.
+inline constexpr int kShortRowTiles = 64, kShortChunkTiles = 8;
+inline constexpr int kMiddleRowTiles = 256, kMiddleChunkTiles = 40;
+inline constexpr int kFewHeads = 2, kFewHeadsChunkTiles = 32;
+inline constexpr int kLongRowTiles = 1024, kLongChunkTiles = 64;
 inline constexpr int kVeryLongRowTiles = 4096;  // more pieces of few heads would only add merging
 inline constexpr int kManyRowsRowTiles = 512;
-constexpr int most_item_tiles(int num_tiles, int q_len, const ItemRule& rule) {
-  if (num_tiles <= kShortRowTiles) return kShortItemTiles;
+constexpr int most_chunk_tiles(int num_tiles, int q_len, const ChunkRule& rule) {
+  if (num_tiles <= kShortRowTiles) return kShortChunkTiles;
   const bool has_many_rows = q_len * rule.group_size > kFewQueryRows;
-  if (has_many_rows && num_tiles <= kManyRowsRowTiles) return kMaxItemTiles;
+  if (has_many_rows && num_tiles <= kManyRowsRowTiles) return kMaxChunkTiles;
   if (rule.num_kv_heads <= kFewHeads) {
-    return num_tiles < kVeryLongRowTiles ? kFewHeadsItemTiles : kLongItemTiles;
+    return num_tiles < kVeryLongRowTiles ? kFewHeadsChunkTiles : kLongChunkTiles;
   }
-  if (rule.is_float8) return num_tiles <= kLongRowTiles ? kMaxItemTiles : kLongItemTiles;
+  if (rule.is_float8) return num_tiles <= kLongRowTiles ? kMaxChunkTiles : kLongChunkTiles;
   const bool is_middle = num_tiles > kMiddleRowTiles / 2 && num_tiles <= kMiddleRowTiles;
-  return is_middle ? kMiddleItemTiles : kLongItemTiles;
-}
-constexpr int item_tiles(int num_tiles, int q_len, const ItemRule& rule) {
-  const int most = most_item_tiles(num_tiles, q_len, rule);
-  const int count = num_tiles == 0 ? 1 : div_up(num_tiles, most);
-  return div_up(num_tiles, count);
+  return is_middle ? kMiddleChunkTiles : kLongChunkTiles;
 }
 
 // The tiles that a row's queries see, by a window: those from `first` on.
@@ -59,35 +54,63 @@ constexpr Tiles visible_tiles(int kv_len, int q_len, int window_left) {
   return {first, div_up(kv_len, kTileTokens) - first};
 }
 
-// Of a row with queries, for each KV head; one where there are no keys, which writes zeros.
-constexpr int num_items(int num_tiles, int q_len, const ItemRule& rule) {
-  const int tiles = item_tiles(num_tiles, q_len, rule);
-  return tiles == 0 ? 1 : div_up(num_tiles, tiles);
+// A row with queries, for each KV head: its chunks, one where there are no keys; and how many of
+// them, one after the other, are a run. The results of a run's chunks are added in their order,
+// then those of the row's runs: the same whether one block adds a run's as it goes, or another does
+// from what all left in memory.
+struct Cut {
+  int num_tiles = 0, chunk_tiles = 0, num_chunks = 1;
+  int run_tiles = 0, run_chunks = 1, num_runs = 1;
+};
+inline constexpr int kFewChunks = 16;  // which one block merges
+inline constexpr int kManyChunksRun = 8;
+inline constexpr int kWholeRowTiles = 256, kFewHeadsWholeRowTiles = 128;  // which are one run
+constexpr Cut cut_of(int num_tiles, int q_len, const ChunkRule& rule) {
+  Cut cut;
+  if (num_tiles == 0) return cut;
+  cut.num_tiles = num_tiles;
+  const int count = div_up(num_tiles, most_chunk_tiles(num_tiles, q_len, rule));
+  cut.chunk_tiles = div_up(num_tiles, count);
+  cut.num_chunks = div_up(num_tiles, cut.chunk_tiles);
+  const bool has_few_heads = rule.num_kv_heads <= kFewHeads;
+  if (cut.num_chunks > kFewChunks) {
+    cut.run_chunks = kManyChunksRun;
+    cut.num_runs = div_up(cut.num_chunks, kManyChunksRun);
+  } else if (num_tiles <= (has_few_heads ? kFewHeadsWholeRowTiles : kWholeRowTiles)) {
+    cut.run_chunks = cut.num_chunks;
+  } else {
+    cut.run_chunks = 2;
+    cut.num_runs = div_up(cut.num_chunks, 2);
+  }
+  const int run_tiles = cut.run_chunks * cut.chunk_tiles;
+  cut.run_tiles = run_tiles < num_tiles ? run_tiles : num_tiles;
+  return cut;
 }
 
-// The results of a row's items are merged in the order of their chunks: all at once where they are
-// few; else first in groups of kMergeChunks, by several thread blocks at a time, then the groups.
-inline constexpr int kMergeChunks = 8, kFewMergeChunks = 16;
-struct MergeGroup {
-  int first_chunk = 0, num_chunks = 0;
-};
-constexpr MergeGroup merge_group(int chunk, int num_chunks) {
-  if (num_chunks <= kFewMergeChunks) return {0, num_chunks};
-  const int first = chunk / kMergeChunks * kMergeChunks, left = num_chunks - first;
-  return {first, left < kMergeChunks ? left : kMergeChunks};
+// A block takes whole runs, of rows where these have no more tiles than the batch's limit
+// (decode_runs.h), of others chunks: items. No bits depend on it.
+constexpr bool takes_runs(const Cut& cut, int run_limit) { return cut.run_tiles <= run_limit; }
+constexpr int num_items(const Cut& cut, int run_limit) {
+  return takes_runs(cut, run_limit) ? cut.num_runs : cut.num_chunks;
 }
-constexpr int num_merge_groups(int num_chunks) {
-  return num_chunks <= kFewMergeChunks ? 1 : div_up(num_chunks, kMergeChunks);
+
+// How many items of a row and head leave their results for one block to merge, that whose item
+// comes last: all, where they are few or runs; else those of a run, and then the runs are merged.
+constexpr int merge_group_size(int num_items, int run_items) {
+  return num_items <= kFewChunks || run_items == 1 ? num_items : run_items;
 }
+
+// Thread blocks that a multiprocessor has at once: tiles of head_dim 256 fill its memory with one.
+constexpr int blocks_per_sm(int head_dim) { return head_dim == 256 ? 1 : 2; }
 
 // The most items, for each KV head, that so many rows with so many tiles in all can have: a row has
-// no more than one for each kShortItemTiles, nor than a short row's and a longer row's together.
+// no more than one for each kShortChunkTiles, nor than a short row's and a longer row's together.
 constexpr std::int64_t most_items(std::int64_t num_rows, std::int64_t num_tiles,
-                                  const ItemRule& rule) {
-  const int most = rule.num_kv_heads <= kFewHeads ? kFewHeadsItemTiles : kLongItemTiles;
-  const std::int64_t if_short = num_rows + num_tiles / kShortItemTiles;
+                                  const ChunkRule& rule) {
+  const int most = rule.num_kv_heads <= kFewHeads ? kFewHeadsChunkTiles : kLongChunkTiles;
+  const std::int64_t if_short = num_rows + num_tiles / kShortChunkTiles;
   const std::int64_t if_longer =
-      num_rows * (1 + kShortRowTiles / kShortItemTiles) + num_tiles / most;
+      num_rows * (1 + kShortRowTiles / kShortChunkTiles) + num_tiles / most;
   return if_short < if_longer ? if_short : if_longer;
 }
 

@@ -19,9 +19,9 @@ __device__ __forceinline__ void init_barriers(Shared<S>& shared) {
     init_barrier(address_of(shared.stage_full[stage]), 1);
     init_barrier(address_of(shared.stage_empty[stage]), 1);
   }
-  for (int slot = 0; slot < kItemSlots; ++slot) {
-    init_barrier(address_of(shared.item_full[slot]), 32);
-    init_barrier(address_of(shared.item_empty[slot]), kMathWarps + 1);
+  for (int slot = 0; slot < kChunkSlots; ++slot) {
+    init_barrier(address_of(shared.chunk_full[slot]), 32);
+    init_barrier(address_of(shared.chunk_empty[slot]), kMathWarps + 1);
   }
   init_barrier(address_of(shared.queries_full), 1);
   init_barrier(address_of(shared.queries_empty), kMathWarps);
@@ -33,12 +33,12 @@ __device__ __forceinline__ void init_barriers(Shared<S>& shared) {
 // --- The math warps.
 
 template <class S>
-__device__ __forceinline__ Visible<S> visible_to(const Call& call, const Item& item,
+__device__ __forceinline__ Visible<S> visible_to(const Call& call, const Chunk& chunk,
                                                  const Lane& lane) {
   const int group = call.group_size;
   const auto range = [&](int query, int& first, int& end) {
-    const int position = item.kv_len - item.q_len + query;
-    end = call.causal ? min(item.kv_len, position + 1) : item.kv_len;
+    const int position = chunk.kv_len - chunk.q_len + query;
+    end = call.causal ? min(chunk.kv_len, position + 1) : chunk.kv_len;
     first = call.window_left >= 0 ? max(0, position - call.window_left) : 0;
   };
   Visible<S> visible;
@@ -47,46 +47,46 @@ __device__ __forceinline__ Visible<S> visible_to(const Call& call, const Item& i
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       const int row = block * kBlockRows + 2 * lane.t + c;
-      const int query = min(row / group, item.q_len - 1);
+      const int query = min(row / group, chunk.q_len - 1);
       range(query, visible.first[block][c], visible.end[block][c]);
     }
   }
   int unused = 0;
   range(0, unused, visible.all_end);
-  range(item.q_len - 1, visible.all_first, unused);
+  range(chunk.q_len - 1, visible.all_first, unused);
   return visible;
 }
 
 // The scales of a tile's tokens where each has its own, else those of the head; what is not there
 // has 1. Of values under a scale of their head, finish() takes care.
 template <class S>
-__device__ __forceinline__ TokenScales scales_of(const Call& call, const Item& item,
+__device__ __forceinline__ TokenScales scales_of(const Call& call, const Chunk& chunk,
                                                  const std::int32_t* pages, int tile,
                                                  const Lane& lane) {
   TokenScales scales;
   if constexpr (S::kIsFloat8) {
     const Scales &keys = call.key_scales, &values = call.value_scales;
     if (!call.scales_per_token) {
-      scales.key[0] = scales.key[1] = __ldg(keys.data + item.head * keys.head_stride);
-    } else if (tile < item.num_tiles) {
-      const int first_token = (item.first_tile + tile) * kTileTokens;
+      scales.key[0] = scales.key[1] = __ldg(keys.data + chunk.head * keys.head_stride);
+    } else if (tile < chunk.num_tiles) {
+      const int first_token = (chunk.first_tile + tile) * kTileTokens;
       const std::int64_t page = pages[tile];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int token = first_token + lane.g + i * 8;
-        if (token >= item.kv_len) continue;
+        if (token >= chunk.kv_len) continue;
         const int slot = token % call.page_size;
         scales.key[i] = __ldg(keys.data + page * keys.page_stride + slot * keys.token_stride +
-                              item.head * keys.head_stride);
+                              chunk.head * keys.head_stride);
         scales.value[i] = __ldg(values.data + page * values.page_stride +
-                                slot * values.token_stride + item.head * values.head_stride);
+                                slot * values.token_stride + chunk.head * values.head_stride);
       }
     }
   }
   return scales;
 }
 
-// What a warp keeps at hand through an item.
+// What a warp keeps at hand through a chunk.
 template <class S>
 struct Task {
   Queries<S> queries;
@@ -95,17 +95,17 @@ struct Task {
   std::uint32_t zero;  // a register that is 0 and that the compiler does not know to be
 };
 
-// Takes the tiles `first` and, where it is the item's, the one kMathWarps behind: with the bits of
+// Takes the tiles `first` and, where it is the chunk's, the one kMathWarps behind: with the bits of
 // one after the other, but at once where no maximum has to be raised between them, since a tile
 // alone is a chain of operations that wait for each other.
 template <class S>
-__device__ __forceinline__ void take_tiles(const Call& call, Shared<S>& shared, const Item& item,
+__device__ __forceinline__ void take_tiles(const Call& call, Shared<S>& shared, const Chunk& chunk,
                                            const Task<S>& task, int first,
                                            const TokenScales (&scales)[S::kTilesAtOnce],
                                            TileState<S>& state, RingPosition<S::kStages>& stage,
                                            const Lane& lane) {
   constexpr int kTiles = S::kTilesAtOnce;
-  const bool has_second = kTiles == 2 && first + kMathWarps < item.num_tiles;
+  const bool has_second = kTiles == 2 && first + kMathWarps < chunk.num_tiles;
   RingPosition<S::kStages> stages[2];
   stages[0] = stages[1] = stage;  // without a second tile the first one is scored twice
   stage.template advance<kMathWarps>();
@@ -123,16 +123,16 @@ __device__ __forceinline__ void take_tiles(const Call& call, Shared<S>& shared, 
   }
 #pragma unroll
   for (int i = 0; i < kTiles; ++i) {
-    const int first_token = (item.first_tile + first + i * kMathWarps) * kTileTokens;
+    const int first_token = (chunk.first_tile + first + i * kMathWarps) * kTileTokens;
 #pragma unroll
     for (int block = 0; block < S::kRowBlocks; ++block) {
       scale_and_hide<S>(scores[i][block], task.row_scales[block], scales[i], call.cap_log2,
                         first_token, task.visible, block, lane);
       add_value_scales<S>(scores[i][block], scales[i], exponents[i][block]);
     }
-    if (first_token + kTileTokens > item.kv_len && (i == 0 || has_second)) {
-      clear_values<S>(shared_address(shared.ring[stages[i].slot].values), item.kv_len - first_token,
-                      lane);
+    if (first_token + kTileTokens > chunk.kv_len && (i == 0 || has_second)) {
+      clear_values<S>(shared_address(shared.ring[stages[i].slot].values),
+                      chunk.kv_len - first_token, lane);
     }
   }
   const auto raise_for = [&](int i) {
@@ -178,14 +178,15 @@ __device__ __forceinline__ void take_tiles(const Call& call, Shared<S>& shared, 
   }
 }
 
-// All of an item, whose queries are at hand and whose first tile is at `begin`, which becomes the
+// All of a chunk, whose queries are at hand and whose first tile is at `begin`, which becomes the
 // next one's; arrives at `done` when its page table is no longer read.
 template <class S>
-__device__ __forceinline__ Parts<S> attend_to(const Call& call, Shared<S>& shared, const Item& item,
-                                              Task<S>& task, const std::int32_t* pages,
+__device__ __forceinline__ Parts<S> attend_to(const Call& call, Shared<S>& shared,
+                                              const Chunk& chunk, Task<S>& task,
+                                              const std::int32_t* pages,
                                               RingPosition<S::kStages>& begin, int warp,
                                               const Lane& lane, std::uint32_t done) {
-  task.visible = visible_to<S>(call, item, lane);
+  task.visible = visible_to<S>(call, chunk, lane);
 #pragma unroll
   for (int block = 0; block < S::kRowBlocks; ++block) {
 #pragma unroll
@@ -200,19 +201,19 @@ __device__ __forceinline__ Parts<S> attend_to(const Call& call, Shared<S>& share
   const auto load_scales = [&](int first) {
 #pragma unroll
     for (int i = 0; i < S::kTilesAtOnce; ++i) {
-      next_scales[i] = scales_of<S>(call, item, pages, first + i * kMathWarps, lane);
+      next_scales[i] = scales_of<S>(call, chunk, pages, first + i * kMathWarps, lane);
     }
   };
   load_scales(warp);
   RingPosition<S::kStages> stage = begin;
   stage.advance_by(warp);
-  begin.advance_by(item.num_tiles);
-  for (int tile = warp; tile < item.num_tiles; tile += kStep) {
+  begin.advance_by(chunk.num_tiles);
+  for (int tile = warp; tile < chunk.num_tiles; tile += kStep) {
     TokenScales scales[S::kTilesAtOnce];  // loads take about as long as the tiles
 #pragma unroll
     for (int i = 0; i < S::kTilesAtOnce; ++i) scales[i] = next_scales[i];
     if (S::kIsFloat8 && call.scales_per_token) load_scales(tile + kStep);
-    take_tiles(call, shared, item, task, tile, scales, state, stage, lane);
+    take_tiles(call, shared, chunk, task, tile, scales, state, stage, lane);
   }
   if (lane.index == 0) arrive(done);
   return merge_warps(shared, state, warp, lane);
@@ -224,13 +225,13 @@ __device__ __forceinline__ void compute(const Call& call, Shared<S>& shared, int
   Task<S> task;
   task.zero = static_cast<std::uint32_t>(call.page_size) & 0x80000000u;
   RingPosition<S::kStages> begin;
-  RingPosition<kItemSlots> at;
+  RingPosition<kChunkSlots> at;
   RingPosition<1> queries_at;
   Publication<S> publication;
-  while (true) {
-    wait(address_of(shared.item_full[at.slot]), at.parity);
-    const Item item = shared.items[at.slot];
-    const bool is_end = item.num_chunks == 0;
+  while (true) {  // an item each
+    wait(address_of(shared.chunk_full[at.slot]), at.parity);
+    Chunk chunk = shared.chunks[at.slot];
+    const bool is_end = chunk.num_items == 0;
     Parts<S> parts;
     if (!is_end) {
       wait(address_of(shared.queries_full), queries_at.parity);
@@ -238,16 +239,25 @@ __device__ __forceinline__ void compute(const Call& call, Shared<S>& shared, int
       __syncwarp();
       if (lane.index == 0) arrive(address_of(shared.queries_empty) + (read & task.zero));
       queries_at.advance();
-      parts = attend_to(call, shared, item, task, shared.pages[at.slot], begin, warp, lane,
-                        address_of(shared.item_empty[at.slot]));
-      at.advance();
+      Parts<S> run;
+      while (true) {
+        parts = attend_to(call, shared, chunk, task, shared.pages[at.slot], begin, warp, lane,
+                          address_of(shared.chunk_empty[at.slot]));
+        at.advance();
+        if (!chunk.is_of_run) break;
+        add(run, parts);
+        parts = run;
+        if (chunk.num_left == 0) break;
+        wait(address_of(shared.chunk_full[at.slot]), at.parity);
+        chunk = shared.chunks[at.slot];
+      }
     }
     publication.settle(call, shared, warp, lane);
     if (is_end) return;
-    if (item.num_chunks == 1) {
-      finish(call, item, parts, warp, lane);
+    if (chunk.num_items == 1) {
+      finish(call, chunk, parts, warp, lane);
     } else {
-      publication.publish(call, shared, item, parts, warp, lane);
+      publication.publish(call, shared, chunk, parts, warp, lane);
     }
   }
 }

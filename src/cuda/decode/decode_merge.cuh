@@ -4,8 +4,8 @@
 #include "decode_tile.cuh"
 #include "sinks.cuh"
 
-// The end of an item: its four warps become one result, and the results of a row's items one
-// output. Whoever comes last, everything is added in the same order.
+// The end of a chunk: its four warps become one result, the results of a run's chunks one, and
+// those of a row's items one output. Whoever adds them, everything is added in the same order.
 namespace seqattn::decode {
 
 // For the threads of the math warps alone. Written so that the compiler cannot split it.
@@ -47,6 +47,16 @@ template <class S>
 struct Parts {
   Part<S> rows[S::kRowBlocks];
 };
+
+template <class S>
+__device__ __forceinline__ void add(Part<S>& to, const Part<S>& part) {
+  to.add(make_float4(part.max[0], part.sum[0], part.max[1], part.sum[1]), part.out);
+}
+template <class S>
+__device__ __forceinline__ void add(Parts<S>& to, const Parts<S>& parts) {
+#pragma unroll
+  for (int block = 0; block < S::kRowBlocks; ++block) add(to.rows[block], parts.rows[block]);
+}
 
 // By every math thread: each warp gets what the others have of its steps, and adds it in the order
 // of the warps.
@@ -120,23 +130,24 @@ __device__ __forceinline__ void store_out(const Call& call, std::int64_t at, flo
   }
 }
 
-// Divides, with the sink in the denominator, and writes out and lse of a block of rows.
-template <class S>
-__device__ __forceinline__ void finish(const Call& call, const Item& item, const Part<S>& part,
+// Divides, with the sink in the denominator, and writes out and lse of a block of rows, of a Chunk
+// or a Merge.
+template <class S, class Of>
+__device__ __forceinline__ void finish(const Call& call, const Of& of, const Part<S>& part,
                                        int block, int warp, const Lane& lane) {
   const int group = call.group_size;
   const Sinks sinks{call.sink_logits, call.sink_stride};
   float scale = 1;  // of values, where it is one for the head
   if constexpr (S::kIsFloat8) {
     const Scales& values = call.value_scales;
-    if (!call.scales_per_token) scale = __ldg(values.data + item.head * values.head_stride);
+    if (!call.scales_per_token) scale = __ldg(values.data + of.head * values.head_stride);
   }
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
     const int row = block * kBlockRows + 2 * lane.t + c;
-    if (row >= item.q_len * group) continue;
-    const std::int64_t token = item.q_begin + row / group;
-    const std::int64_t head = std::int64_t{item.head} * group + row % group;
+    if (row >= of.q_len * group) continue;
+    const std::int64_t token = of.q_begin + row / group;
+    const std::int64_t head = std::int64_t{of.head} * group + row % group;
     float max = part.max[c], sum = part.sum[c], own = 1;
     if (call.sink_logits != nullptr) {
       const float sink = sinks.base2(head);
@@ -161,18 +172,30 @@ __device__ __forceinline__ void finish(const Call& call, const Item& item, const
   }
 }
 
-template <class S>
-__device__ __forceinline__ void finish(const Call& call, const Item& item, const Parts<S>& parts,
+template <class S, class Of>
+__device__ __forceinline__ void finish(const Call& call, const Of& of, const Parts<S>& parts,
                                        int warp, const Lane& lane) {
 #pragma unroll
   for (int block = 0; block < S::kRowBlocks; ++block) {
-    finish(call, item, parts.rows[block], block, warp, lane);
+    finish(call, of, parts.rows[block], block, warp, lane);
   }
 }
 
-// The place among the results of another chunk of an item's row and head.
-__device__ __forceinline__ int place_of(const Call& call, const Item& item, int chunk) {
-  return item.partial + (chunk - item.chunk) * call.num_kv_heads;
+// What the block whose result comes last of a group has to merge.
+__device__ __forceinline__ Merge merge_of(const Call& call, const Chunk& chunk) {
+  const int size = merge_group_size(chunk.num_items, chunk.run_items);
+  const int group = chunk.number / size, heads = call.num_kv_heads;
+  Merge merge;
+  merge.head = chunk.head;
+  merge.q_begin = chunk.q_begin;
+  merge.q_len = chunk.q_len;
+  merge.row_place = chunk.partial - chunk.number * heads;
+  merge.place = merge.row_place + group * size * heads;
+  merge.num_results = min(size, chunk.num_items - group * size);
+  merge.num_groups = div_up(chunk.num_items, size);
+  merge.group_step = size * heads;
+  merge.in_pairs = chunk.run_items == 2 && chunk.num_items > 2;
+  return merge;
 }
 
 // Counts one of `num` arrivals and answers whether it is the last, behind which the counter is 0
@@ -191,65 +214,63 @@ __device__ __forceinline__ bool arrives_last(unsigned* counter, int num) {
 template <class S>
 class Publication {
  public:
-  // Leaves an item's part in memory. REQUIRES that the one before is settled.
-  __device__ __forceinline__ void publish(const Call& call, Shared<S>& shared, const Item& item,
+  // Leaves an item's result in memory. REQUIRES that the one before is settled.
+  __device__ __forceinline__ void publish(const Call& call, Shared<S>& shared, const Chunk& chunk,
                                           const Parts<S>& parts, int warp, const Lane& lane) {
-    pending_ = item;
-    leave(call, call.partial_stats, item.partial, parts, warp, lane);
+    leave(call, call.partial_stats, chunk.partial, chunk.q_len, parts, warp, lane);
     __syncwarp();
     if (lane.index == 0) arrive(address_of(shared.published));
+    is_pending_ = true;
   }
 
   // Of the item published before, if there is one: where it came last, merges its group, and its
   // row where the group came last.
   __device__ __forceinline__ void settle(const Call& call, Shared<S>& shared, int warp,
                                          const Lane& lane) {
-    if (pending_.num_chunks == 0) return;
+    if (!is_pending_) return;
     wait(address_of(shared.counted), parity_);
     parity_ ^= 1;
-    if (shared.pending_is_last != 0) merge(call, shared, warp, lane);
-    pending_.num_chunks = 0;
+    const Merge& due = shared.merges[slot_];
+    slot_ = (slot_ + 1) % 4;
+    if (due.is_due) merge(call, shared, due, warp, lane);
+    is_pending_ = false;
   }
 
  private:
-  __device__ __forceinline__ void merge(const Call& call, Shared<S>& shared, int warp,
-                                        const Lane& lane) const {
-    const MergeGroup group = merge_group(pending_.chunk, pending_.num_chunks);
-    const int num_groups = num_merge_groups(pending_.num_chunks);
-    const int row = place_of(call, pending_, 0);
-    int place = place_of(call, pending_, group.first_chunk), count = group.num_chunks, step = 1;
-    float4* stats = call.partial_stats;
+  __device__ __forceinline__ void merge(const Call& call, Shared<S>& shared, const Merge& merge,
+                                        int warp, const Lane& lane) const {
+    Results results{call.partial_stats, merge.place, merge.num_results, call.num_kv_heads,
+                    merge.in_pairs};
     Parts<S> parts;
-    bool is_whole_row = num_groups == 1;
+    bool is_whole_row = merge.num_groups == 1;
     while (true) {
-      parts = sum_of(call, stats, place, count, step, warp, lane);
+      parts = sum_of(call, results, merge.q_len, warp, lane);
       if (is_whole_row) break;
       // Where the group's first result lay, which this thread alone has read; its maxima, which all
       // four warps read, elsewhere.
-      stats = call.group_stats;
-      leave(call, stats, place, parts, warp, lane);
+      leave(call, call.group_stats, merge.place, merge.q_len, parts, warp, lane);
       sync_math_threads();
       if (threadIdx.x == 0) {
-        shared.pending_is_last = arrives_last(call.group_arrivals + row, num_groups);
+        shared.row_is_due = arrives_last(call.group_arrivals + merge.row_place, merge.num_groups);
       }
       sync_math_threads();
-      if (shared.pending_is_last == 0) return;
-      place = row, count = num_groups, step = kMergeChunks;
+      if (!shared.row_is_due) return;
+      results = {call.group_stats, merge.row_place, merge.num_groups, merge.group_step, false};
       is_whole_row = true;
     }
-    finish(call, pending_, parts, warp, lane);
+    finish(call, merge, parts, warp, lane);
   }
 
-  // Whether the item has queries among those of a lane; others would be moved in vain.
-  __device__ static bool has_rows(const Call& call, const Item& item, int block, const Lane& lane) {
-    return block * kBlockRows + 2 * lane.t < item.q_len * call.group_size;
+  // Whether a lane has some of the item's queries in a block; others would be moved in vain.
+  __device__ static bool has_rows(const Call& call, int q_len, int block, const Lane& lane) {
+    return block * kBlockRows + 2 * lane.t < q_len * call.group_size;
   }
 
-  __device__ __forceinline__ void leave(const Call& call, float4* stats, int place,
+  __device__ __forceinline__ void leave(const Call& call, float4* stats, int place, int q_len,
                                         const Parts<S>& parts, int warp, const Lane& lane) const {
 #pragma unroll
     for (int block = 0; block < S::kRowBlocks; ++block) {
-      if (!has_rows(call, pending_, block, lane)) continue;
+      if (!has_rows(call, q_len, block, lane)) continue;
       const Part<S>& part = parts.rows[block];
 #pragma unroll
       for (int s = 0; s < S::kOwnSteps; ++s) {
@@ -262,37 +283,54 @@ class Publication {
     }
   }
 
-  // Adds `count` results of the pending item's row and head, `step` chunks apart, in their order.
-  __device__ __forceinline__ Parts<S> sum_of(const Call& call, const float4* stats, int place,
-                                             int count, int step, int warp,
-                                             const Lane& lane) const {
+  // Of a row and head, in their order: the first one's place, how many, and how far apart.
+  struct Results {
+    const float4* stats;
+    int place, count, step;
+    bool in_pairs;  // added two by two, and then these
+  };
+
+  __device__ __forceinline__ Parts<S> sum_of(const Call& call, const Results& results, int q_len,
+                                             int warp, const Lane& lane) const {
     Parts<S> parts;
 #pragma unroll
     for (int block = 0; block < S::kRowBlocks; ++block) {
-      if (!has_rows(call, pending_, block, lane)) continue;
-      for (int begin = 0; begin < count; begin += kLoadedChunks) {
-        float4 out[kLoadedChunks][S::kOwnSteps], its_stats[kLoadedChunks];
+      if (!has_rows(call, q_len, block, lane)) continue;
+      Part<S>& sum = parts.rows[block];
+      for (int begin = 0; begin < results.count; begin += kLoadedResults) {
+        float4 out[kLoadedResults][S::kOwnSteps], its_stats[kLoadedResults];
 #pragma unroll
-        for (int i = 0; i < kLoadedChunks; ++i) {
+        for (int i = 0; i < kLoadedResults; ++i) {
           // The last one again rather than a load under a condition, which would wait for the add
           // in front of it.
-          const int at = place + min(begin + i, count - 1) * step * call.num_kv_heads;
+          const int at = results.place + min(begin + i, results.count - 1) * results.step;
 #pragma unroll
           for (int s = 0; s < S::kOwnSteps; ++s) {
             out[i][s] = load_now(sums_of(call, at, block, warp, lane) + s * 32);
           }
-          its_stats[i] = load_now(stats_of(stats, at, block, lane));
+          its_stats[i] = load_now(stats_of(results.stats, at, block, lane));
+        }
+        if (!results.in_pairs) {
+#pragma unroll
+          for (int i = 0; i < kLoadedResults; ++i) {
+            if (begin + i < results.count) sum.add(its_stats[i], out[i]);
+          }
+          continue;
         }
 #pragma unroll
-        for (int i = 0; i < kLoadedChunks; ++i) {
-          if (begin + i < count) parts.rows[block].add(its_stats[i], out[i]);
+        for (int i = 0; i < kLoadedResults; i += 2) {
+          if (begin + i >= results.count) break;
+          Part<S> pair;
+          pair.add(its_stats[i], out[i]);
+          if (begin + i + 1 < results.count) pair.add(its_stats[i + 1], out[i + 1]);
+          add(sum, pair);
         }
       }
     }
     return parts;
   }
 
-  static constexpr int kLoadedChunks = 8 / S::kRowBlocks;  // under way at once
+  static constexpr int kLoadedResults = 8 / S::kRowBlocks;  // under way at once
 
   template <class T>
   __device__ static T* stats_of(T* stats, int place, int block, const Lane& lane) {
@@ -304,8 +342,8 @@ class Publication {
     return call.partials + (at * S::kSteps + warp * S::kOwnSteps) * 32 + lane.index;
   }
 
-  Item pending_{};
-  int parity_ = 0;
+  bool is_pending_ = false;
+  int slot_ = 0, parity_ = 0;
 };
 
 // By the scheduler: counts what the math warps published, for all blocks to see, and answers
@@ -313,32 +351,31 @@ class Publication {
 // item between: they find the answer when they end that.
 class PublicationCount {
  public:
-  // An item was handed over. Counts the one that was handed over two calls before.
+  // A chunk was handed over, or {}. Counts what was published at the end of the one two calls
+  // before, if anything was.
   template <class S>
-  __device__ void follow(const Call& call, Shared<S>& shared, const Item& item) {
-    count(call, shared, before_[0]);
-    before_[0] = before_[1];
-    const MergeGroup group = merge_group(item.chunk, item.num_chunks);
-    before_[1] = {item.num_chunks > 1, place_of(call, item, group.first_chunk), group.num_chunks};
+  __device__ void follow(const Call& call, Shared<S>& shared, const Chunk& chunk) {
+    if (is_published_[0]) count(call, shared);
+    is_published_[0] = is_published_[1];
+    is_published_[1] = chunk.num_left == 0 && chunk.num_items > 1;
+    if (!is_published_[1]) return;
+    shared.merges[next_] = merge_of(call, chunk);
+    next_ = (next_ + 1) % 4;
   }
 
  private:
-  struct Arrival {
-    bool is_published = false;
-    int place = 0, num_chunks = 1;
-  };
-
   template <class S>
-  __device__ void count(const Call& call, Shared<S>& shared, const Arrival& arrival) {
-    if (!arrival.is_published) return;
+  __device__ void count(const Call& call, Shared<S>& shared) {
     wait(address_of(shared.published), parity_);
     parity_ ^= 1;
-    shared.pending_is_last = arrives_last(call.arrivals + arrival.place, arrival.num_chunks);
+    Merge& merge = shared.merges[slot_];
+    slot_ = (slot_ + 1) % 4;
+    merge.is_due = arrives_last(call.arrivals + merge.place, merge.num_results);
     arrive(address_of(shared.counted));
   }
 
-  Arrival before_[2];
-  int parity_ = 0;
+  bool is_published_[2] = {};
+  int next_ = 0, slot_ = 0, parity_ = 0;
 };
 
 }  // namespace seqattn::decode

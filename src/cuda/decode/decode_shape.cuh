@@ -12,19 +12,33 @@ namespace seqattn::decode {
 inline constexpr int kMathWarps = 4;
 inline constexpr int kMathThreads = kMathWarps * 32;
 inline constexpr int kControlWarps = 2;  // one schedules, one loads
-inline constexpr int kItemSlots = 2;     // items under way
+inline constexpr int kChunkSlots = 2;    // chunks under way
 inline constexpr int kBlockRows = 8;     // query rows that one matrix product takes
 
 struct Float8 {  // e4m3
   std::uint8_t bits;
 };
 
-// A piece of work: some tiles of keys for the queries of one row and one KV head.
-struct Item {
-  int row, head, chunk, num_chunks;  // no chunk: there is no more work
-  int first_tile, num_tiles;         // no tile: a row without keys
+// What the scheduler hands over: a chunk of keys for the queries of one row and one KV head. Chunks
+// of an item follow one another.
+struct Chunk {
+  int row, head;
+  int number, num_items;      // of its item among those of its row and head; none: no more work
+  int run_items;              // items that make a run
+  bool is_of_run;             // the item is a run, not the only chunk of a row
+  int num_left;               // chunks of the item behind this one
+  int first_tile, num_tiles;  // no tile: a row without keys
   int kv_len, q_begin, q_len;
-  int partial;  // its place among the partial results
+  int partial;  // the place of the item's result among all
+};
+
+// Results of a row and head that a block has to add, by the scheduler for the others.
+struct Merge {
+  bool is_due = false;  // all are there
+  bool in_pairs = false;
+  int head, q_begin, q_len;
+  int place, num_results = 0;             // of the group's first; how many it has
+  int row_place, num_groups, group_step;  // of the row's first; its groups, and how far apart
 };
 
 // Queries of 16 bits over a cache of the same type, or of Float8; blocks of 8 query rows. A row's
@@ -41,8 +55,7 @@ struct Shape {
   static constexpr int kUnits = kDim * int{sizeof(Cache)} / 16;  // of 16 bytes, a token
   static constexpr int kBlockUnits = kUnits < 8 ? kUnits : 8;    // that a box has side by side
   static constexpr int kTileBytes = kTileTokens * kUnits * 16;
-  // Tiles of head_dim 256 fill a processor's memory with one block.
-  static constexpr int kBlocksPerSm = kDim == 256 ? 1 : 2;
+  static constexpr int kBlocksPerSm = blocks_per_sm(kDim);
   // Where accumulators and queries take more registers than two blocks' threads have, the warps
   // that do not compute give theirs away, which whole groups of four warps can.
   static constexpr bool kTradesRegisters = kDim * kRowBlocks == 256 && kBlocksPerSm == 2;
@@ -57,7 +70,7 @@ struct Shape {
                                                          : 2) *
                                      (kIsFloat8 ? 2 : 1);
   static constexpr int kStages = kMathWarps * kWarpStages;
-  // Tiles that a block has under way at most where there are more items than blocks: as many bytes
+  // Tiles that a block has under way at most where there are more chunks than blocks: as many bytes
   // as keep the memory busy. More would only queue up there, and with them whatever else a block
   // waits for.
   static constexpr int kMostUnderWay =
@@ -65,8 +78,8 @@ struct Shape {
   static_assert(kMostUnderWay <= kStages);
   // Of a warp, where registers and stages allow two.
   static constexpr int kTilesAtOnce = kRowBlocks == 1 && kWarpStages > 2 ? 2 : 1;
-  static constexpr int kMaxItemTiles =
-      kIsFloat8 || kRowBlocks > 1 ? decode::kMaxItemTiles : kLongItemTiles;
+  static constexpr int kMaxChunkTiles =
+      kIsFloat8 || kRowBlocks > 1 ? decode::kMaxChunkTiles : kLongChunkTiles;
   static constexpr int kOwnSteps = kSteps / kMathWarps;  // that a warp has of a merged result
   // Row g of a matrix of accumulators is element kRowElements * g of its 16, row g + 8 the one
   // kOtherHalf behind it (add_values).
@@ -85,13 +98,14 @@ struct alignas(1024) Shared {
   alignas(128) typename S::T queries[S::kRows][S::kDim];  // of the item to come; then in registers
   float4 exchange[kMathWarps][kMathWarps - 1][S::kOwnSteps][32];
   float4 stats[S::kRowBlocks][kMathWarps][4];  // maximum and sum of two rows
-  alignas(16) std::int32_t pages[kItemSlots][S::kMaxItemTiles];
-  Item items[kItemSlots];
+  alignas(16) std::int32_t pages[kChunkSlots][S::kMaxChunkTiles];
+  Chunk chunks[kChunkSlots];
   std::uint64_t stage_full[S::kStages], stage_empty[S::kStages];
-  std::uint64_t item_full[kItemSlots], item_empty[kItemSlots], queries_full, queries_empty;
+  std::uint64_t chunk_full[kChunkSlots], chunk_empty[kChunkSlots], queries_full, queries_empty;
   std::uint64_t published, counted;
-  int pending_is_last;
-  bool is_busy;  // there are more items than blocks; known with the first item
+  Merge merges[4];  // of publications; a block has no more than two that are not settled
+  bool row_is_due;  // all its groups are there
+  bool is_busy;     // there are more chunks than blocks; known with the first chunk
 
   // A processor has 228 KiB, of which each block takes 1 KiB for itself.
   static constexpr int kMostBytes = 228 * 1024 / S::kBlocksPerSm - 1024;

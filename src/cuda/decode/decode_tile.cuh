@@ -4,7 +4,7 @@
 
 #include "decode_shape.cuh"
 
-// A warp's share of an item: the online softmax of 8 query rows over tiles of 16 tokens, as
+// A warp's share of a chunk: the online softmax of 8 query rows over tiles of 16 tokens, as
 //   S^T = K Q^T   and   O^T = V^T P^T:
 // tokens, then elements of the head, are the 16 rows that the matrix instructions want, and query
 // rows their 8 columns. The other way round half of the products would be of padding.

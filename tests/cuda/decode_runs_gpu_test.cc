@@ -1,0 +1,150 @@
+// Batches so large that decode's blocks take runs of chunks (decode_items_test.cc says which):
+// every row has the bits that it has alone, when each chunk of it is a block's. Rows are forks of a
+// few sequences, so that many of them take little memory.
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gpu_case.h"
+#include "gpu_support.h"
+#include "random_source.h"
+#include "seqattn/seqattn.h"
+
+namespace seqattn::testing {
+namespace {
+
+struct RunsCase {
+  std::string name;
+  AttentionCase attention;
+  std::vector<std::pair<std::int64_t, int>> rows;  // keys, and how many rows there are of them
+  std::int64_t q_len = 1;
+};
+
+class CudaDecodeRuns : public ::testing::TestWithParam<RunsCase> {
+ protected:
+  void SetUp() override {
+    if (!has_gpu()) GTEST_SKIP() << "no GPU here: this test needs one";
+    std::int64_t num_pages = 0;
+    for (const auto& [kv_len, count] : param.rows) num_pages += (kv_len + 15) / 16;
+    manager = std::make_unique<PagedKVCacheManager>(c.cache_config(num_pages, cuda(0)));
+    sequences = std::make_unique<CacheDescriptor>(*manager);
+    attention = std::make_unique<BatchAttention>(*manager, c.options());
+    for (const auto& [kv_len, count] : param.rows) start(kv_len, count);
+    const auto num_queries = static_cast<std::int64_t>(ids.size()) * param.q_len;
+    q = Tensor(cuda(0), c.q_dtype, {num_queries, c.num_qo_heads, c.head_dim});
+    fill_with_normals(q, random);
+  }
+
+  void start(std::int64_t kv_len, int count) {
+    const auto parent = static_cast<SeqId>(ids.size());
+    sequences->allocate({parent}, {kv_len});
+    const std::vector<std::int64_t> tokens{kv_len, c.num_kv_heads, c.head_dim};
+    Tensor keys(cuda(0), c.q_dtype, tokens), values(cuda(0), c.q_dtype, tokens);
+    fill_with_normals(keys, random);
+    fill_with_normals(values, random);
+    manager->append_kv(keys.view(), values.view(), sequences->pack_for_flashinfer({parent}),
+                       {0, static_cast<std::int32_t>(kv_len)});
+    for (int i = 0; i < count; ++i) {
+      const auto id = parent + i;
+      if (i > 0) sequences->fork(parent, id);
+      ids.push_back(id);
+    }
+  }
+
+  // The bytes of out and lse of some of the rows, [rows][bytes].
+  std::vector<std::vector<std::byte>> attend(std::size_t first, std::size_t count, bool packs) {
+    std::vector<SeqId> some(ids.begin() + static_cast<std::ptrdiff_t>(first),
+                            ids.begin() + static_cast<std::ptrdiff_t>(first + count));
+    std::vector<std::int32_t> indptr{0};
+    for (std::size_t i = 0; i < count; ++i) {
+      indptr.push_back(indptr.back() + static_cast<std::int32_t>(param.q_len));
+    }
+    if (packs) {
+      attention->plan(sequences->pack_for_flashinfer(some), indptr);
+    } else {
+      attention->plan_sequences(*sequences, some, indptr);
+    }
+    TensorView queries = q.view();
+    queries.data = static_cast<std::byte*>(queries.data) + static_cast<std::int64_t>(first) *
+                                                               param.q_len * queries.strides[0] *
+                                                               size_of(c.q_dtype);
+    queries.shape[0] = indptr.back();
+    const Tensor out(cuda(0), c.out_dtype, {indptr.back(), c.num_qo_heads, c.dim_v()});
+    const Tensor lse(cuda(0), DType::kFloat32, {indptr.back(), c.num_qo_heads});
+    attention->run(queries, out.view(), {.lse = lse.view()});
+    check(cudaDeviceSynchronize());
+    std::vector<std::vector<std::byte>> rows(count);
+    for (const auto& bytes : {out.bytes(), lse.bytes()}) {
+      const std::size_t of_row = bytes.size() / count;
+      for (std::size_t i = 0; i < count; ++i) {
+        rows[i].insert(rows[i].end(), bytes.data() + i * of_row, bytes.data() + (i + 1) * of_row);
+      }
+    }
+    return rows;
+  }
+
+  const RunsCase param = GetParam();
+  const AttentionCase& c = param.attention;
+  std::mt19937_64 random = random_source(5600);
+  std::unique_ptr<PagedKVCacheManager> manager;
+  std::unique_ptr<CacheDescriptor> sequences;
+  std::unique_ptr<BatchAttention> attention;
+  std::vector<SeqId> ids;
+  Tensor q;
+};
+
+TEST_P(CudaDecodeRuns, GiveRowsTheBitsThatTheyHaveAlone) {
+  const auto expected = attend(0, ids.size(), /*packs=*/false);
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_TRUE(attend(0, ids.size(), /*packs=*/i % 2 == 0) == expected) << "run " << i;
+  }
+  std::size_t first = 0;
+  for (const auto& [kv_len, rows] : param.rows) {
+    const auto count = static_cast<std::size_t>(rows);
+    for (const std::size_t row : {first, first + count / 2, first + count - 1}) {
+      EXPECT_TRUE(attend(row, 1, /*packs=*/false)[0] == expected[row])
+          << "row " << row << ", " << kv_len << " keys";
+    }
+    first += count;
+  }
+}
+
+std::vector<RunsCase> runs_cases() {
+  const auto shape = [](AttentionCase c, int num_qo_heads, int num_kv_heads) {
+    c.num_qo_heads = num_qo_heads;
+    c.num_kv_heads = num_kv_heads;
+    return c;
+  };
+  const AttentionCase bf16 = shape(gpu_case(DType::kBFloat16), 32, 8);
+  AttentionCase capped = shape(gpu_case(DType::kFloat16, 64), 32, 8);
+  capped.logits_soft_cap = 2;
+  capped.sinks = true;
+  capped.kv_layout = KVLayout::kHND;
+  return {
+      {"Pairs", bf16, {{8192, 8}}},
+      {"PairsOfOddChunks", bf16, {{9300, 8}}},
+      {"ShortRows", shape(bf16, 8, 2), {{1000, 600}, {130, 50}, {1, 3}}},
+      {"WholeRows", bf16, {{4096, 40}, {2048, 30}, {2500, 7}}},
+      {"WholeRowsOfFourQueries", bf16, {{4096, 64}}, 4},
+      {"Eights", bf16, {{32768, 64}}},
+      {"EightsOfFewHeads", shape(bf16, 8, 2), {{9000, 200}}},
+      {"LongAndShort", bf16, {{32768, 8}, {1024, 56}}},
+      {"HeadDim64", capped, {{4096, 64}}},
+      {"HeadDim256", shape(gpu_case(DType::kBFloat16, 256), 32, 8), {{4096, 64}}},
+      {"Float8", shape(float8_gpu_case(KVScaling::kFixed, DType::kBFloat16), 32, 8), {{4096, 64}}},
+      {"Float8ScalesOfTokens",
+       shape(float8_gpu_case(KVScaling::kPerToken, DType::kFloat16), 32, 8),
+       {{4000, 64}}},
+  };
+}
+
+INSTANTIATE_TEST_SUITE_P(, CudaDecodeRuns, ::testing::ValuesIn(runs_cases()),
+                         [](const auto& test) { return test.param.name; });
+
+}  // namespace
+}  // namespace seqattn::testing
