@@ -195,24 +195,31 @@ ScheduleLayout lay_out(const ScheduleCounts& size) {
   return layout;
 }
 
+void check_limit(const char* what, std::int64_t value, std::int64_t most) {
+  if (value <= most) return;
+  throw UnsupportedError(concat("plan: ", what, " is ", value, "; kernels on a device take up to ",
+                                most, ": plan the batch in parts"));
+}
+
+// Before anything is counted: tiles of keys then fit 32 bits.
+void check_pages(const ScheduleOptions& options, const AttentionPlan& plan) {
+  const auto planned = static_cast<std::int64_t>(plan.page_indices.size());
+  const std::int64_t pages = options.fixed_size() ? options.capacity.max_pages : planned;
+  check_limit("pages x page_size", pages * options.shape.page_size, kMaxUint32);
+}
+
 void check_limits(const ScheduleOptions& options, const AttentionPlan& plan,
                   const ScheduleCounts& counts) {
   const AttentionShape& shape = options.shape;
   const std::int64_t token_elements = std::int64_t{shape.num_qo_heads} * shape.head_dim;
-  const auto check = [](const char* what, std::int64_t value, std::int64_t most) {
-    if (value <= most) return;
-    throw UnsupportedError(concat("plan: ", what, " is ", value,
-                                  "; kernels on a device take up to ", most,
-                                  ": plan the batch in parts"));
-  };
-  check("query tokens x num_qo_heads x head_dim", plan.num_q_tokens * token_elements, kMaxUint32);
-  check("partial results x num_qo_heads x head_dim", counts.partials * token_elements, kMaxUint32);
-  const std::int64_t pages = options.fixed_size() ? options.capacity.max_pages : counts.pages;
-  check("pages x page_size", pages * shape.page_size, kMaxUint32);
-  check("the entries of page tables, with room to grow,", counts.pages,
-        std::numeric_limits<std::int32_t>::max());
-  check("the size of the masks in bytes", counts.mask_bytes,
-        std::numeric_limits<std::int32_t>::max());
+  check_limit("query tokens x num_qo_heads x head_dim", plan.num_q_tokens * token_elements,
+              kMaxUint32);
+  check_limit("partial results x num_qo_heads x head_dim", counts.partials * token_elements,
+              kMaxUint32);
+  check_limit("the entries of page tables, with room to grow,", counts.pages,
+              std::numeric_limits<std::int32_t>::max());
+  check_limit("the size of the masks in bytes", counts.mask_bytes,
+              std::numeric_limits<std::int32_t>::max());
 }
 
 void check_capacity(const ScheduleOptions& options, const AttentionPlan& plan) {
@@ -287,6 +294,7 @@ decode::Cut decode_cut(const AttentionShape& shape, std::int64_t q_len, std::int
 }
 
 Schedule measure_schedule(const ScheduleOptions& options, const AttentionPlan& plan) {
+  check_pages(options, plan);
   Schedule schedule;
   schedule.counts = count(options, plan, schedule.decode_cuts);
   schedule.num_q_tokens = plan.num_q_tokens;

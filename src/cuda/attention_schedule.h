@@ -22,9 +22,10 @@ struct ScheduleCounts {
   std::int64_t small_tokens = 0;  // query tokens of small rows
   // [whether the row has a mask][tile]
   std::array<std::array<std::int64_t, kNumTiles>, 2> small_blocks = {};
-  std::int64_t partials = 0;                   // (query token, chunk) pairs of small rows
-  std::int64_t decode_items = 0;               // of rows of our own kernel, a KV head
-  int run_limit = 0;                           // by which they are counted: decode_runs.h
+  std::int64_t partials = 0;      // (query token, chunk) pairs of small rows
+  std::int64_t decode_items = 0;  // of rows of our own kernel, a KV head
+  // By which they are counted: decode_runs.h. Of tables that are kept the device chooses it.
+  int run_limit = 0;
   std::int64_t decode_rows = 0;                // query rows of the one that has most of them
   std::int64_t wide_pages = 0;                 // of 8 bits, that other kernels read
   std::array<std::int64_t, 2> fa2_tiles = {};  // of large rows, by whether they have a mask

@@ -18,7 +18,7 @@ struct ScheduleOptions {
   AttentionShape shape;
   bool has_fa3 = false;   // on this device, in this build, for this shape
   int decode_rows = 0;    // query rows that decode takes there; 0: there is none
-  int decode_blocks = 0;  // thread blocks of it that the device runs at once
+  int decode_blocks = 1;  // thread blocks of it that the device runs at once
   PlanCapacity capacity;  // where there is one: sizes are those of the largest batch
   bool has_decode() const noexcept { return decode_rows > 0; }
   bool fixed_size() const noexcept { return static_cast<bool>(capacity); }

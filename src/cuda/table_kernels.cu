@@ -49,11 +49,13 @@ __device__ Sums sums_in_front(Sums own) {
   return warp == 0 ? front : front + of_warps[warp - 1];
 }
 
-// The run limit of a batch (decode_runs.h); cut(row) is how a row is cut, with no tiles and no
-// chunks where it has no queries. By all threads of a block: some warps count for each limit.
-template <class Cut>
-__device__ int run_limit_of(int num_rows, const Header& header, Cut cut) {
+// The run limit of a batch (decode_runs.h), no runs of pages; cut_of(row) is how a row is cut, with
+// no tiles and no chunks where it has no queries. By all threads of a block: some warps count for
+// each limit.
+template <class CutOf>
+__device__ int run_limit_of(int num_rows, const Header& header, CutOf cut_of) {
   constexpr int kLimits = decode::kNumRunLimits, kThreadsEach = kWarps / kLimits * 32;
+  static_assert(kThreadsEach > 0);
   __shared__ decode::BatchItems all[kLimits];
   __shared__ std::int64_t ends[kLimits];
   const int thread = static_cast<int>(threadIdx.x), index = thread / kThreadsEach;
@@ -62,7 +64,7 @@ __device__ int run_limit_of(int num_rows, const Header& header, Cut cut) {
   if (index < kLimits) {
     decode::BatchItems own;
     for (int row = thread % kThreadsEach; row < num_rows; row += kThreadsEach) {
-      own.add(cut(row), decode::run_limit(index));
+      own.add(cut_of(row), decode::run_limit(index));
     }
     const int tiles = __reduce_add_sync(~0u, own.num_tiles);
     const int items = __reduce_add_sync(~0u, own.items);
@@ -98,16 +100,16 @@ __device__ void update(const Header& header, const DeviceTables& tables,
   const auto q_len_of = [&](int row) {
     return row >= num_rows ? 0 : header.q_len < 0 ? q_lens[row] : header.q_len;
   };
-  const auto cut = [&](int row) {
+  const auto cut_of = [&](int row) {
     const int q_len = q_len_of(row);
     if (q_len == 0) return decode::Cut{.num_chunks = 0, .num_runs = 0};
     const auto tiles = decode::visible_tiles(kv_lens[row], q_len, header.window_left);
     return decode::cut_of(tiles.count, q_len, header.rule);
   };
-  const int run_limit = run_limit_of(num_rows, header, cut);
+  const int run_limit = run_limit_of(num_rows, header, cut_of);
   const auto sums_of = [&](int row) {
     const int q_len = q_len_of(row);
-    return q_len == 0 ? Sums{} : Sums{q_len, decode::num_items(cut(row), run_limit)};
+    return q_len == 0 ? Sums{} : Sums{q_len, decode::num_items(cut_of(row), run_limit)};
   };
   const int each = (tables.max_rows + kThreads - 1) / kThreads;
   const int begin = static_cast<int>(threadIdx.x) * each;

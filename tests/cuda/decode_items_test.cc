@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "decode/decode_runs.h"
+#include "decode_run_cases.h"
 #include "written_schedule.h"
 
 namespace seqattn::testing {
@@ -59,21 +60,39 @@ TEST(CudaDecodeCut, OfARowWithoutKeysIsOneChunk) {
   EXPECT_EQ(decode::num_items(cut, 0), 1);
 }
 
-// Whoever merges adds a run's results first: a group is all items, or those of one run.
-TEST(CudaDecodeMerges, AreOfAllItemsOrOfOneRun) {
+// Additions as they are written, of results named by their numbers.
+std::string sum_of(const std::vector<std::string>& results) {
+  std::string sum = "(";
+  for (const std::string& result : results) sum += result + " ";
+  return sum + ")";
+}
+std::vector<std::string> sums_of_each(const std::vector<std::string>& results, int count) {
+  std::vector<std::string> sums;
+  for (std::size_t i = 0; i < results.size(); i += static_cast<std::size_t>(count)) {
+    const std::size_t end = std::min(i + static_cast<std::size_t>(count), results.size());
+    sums.push_back(sum_of({results.begin() + static_cast<std::ptrdiff_t>(i),
+                           results.begin() + static_cast<std::ptrdiff_t>(end)}));
+  }
+  return sums;
+}
+
+// A row's output from what its items leave, each the result of `run_items` of which make a run.
+std::string merged(const std::vector<std::string>& results, int run_items) {
+  const auto count = static_cast<int>(results.size());
+  if (count == 1) return results[0];
+  if (decode::merges_in_pairs(count, run_items)) return sum_of(sums_of_each(results, 2));
+  const std::vector<std::string> groups =
+      sums_of_each(results, decode::merge_group_size(count, run_items));
+  return groups.size() == 1 ? groups[0] : sum_of(groups);
+}
+
+TEST(CudaDecodeMerges, AddInTheSameOrderWhetherItemsAreRunsOrChunks) {
   for_each_cut([](const ChunkRule&, int, int, const Cut& cut) {
-    for (const int run_items : {1, cut.run_chunks}) {  // items are runs, or chunks
-      const int items = run_items == 1 ? cut.num_runs : cut.num_chunks;
-      const int size = decode::merge_group_size(items, run_items);
-      EXPECT_TRUE(size == items || size == run_items) << size << " of " << items;
-      if (run_items > 1 && items > decode::kFewChunks) {
-        EXPECT_EQ(size, run_items);
-      }
-      // One block adds chunks two by two, or all in their order: no other runs may come to it.
-      if (run_items > 1 && size == items) {
-        EXPECT_TRUE(run_items == 2 || run_items == items) << run_items << " of " << items;
-      }
-    }
+    if (cut.num_chunks > 200 && cut.num_chunks % 64 > 1) return;  // it takes time
+    std::vector<std::string> chunks;
+    for (int i = 0; i < cut.num_chunks; ++i) chunks.push_back(std::to_string(i));
+    if (cut.num_chunks == 1) return;
+    EXPECT_EQ(merged(sums_of_each(chunks, cut.run_chunks), 1), merged(chunks, cut.run_chunks));
   });
 }
 
@@ -89,60 +108,67 @@ TEST(CudaDecodeItems, AreNoMoreThanACapacityAllows) {
   });
 }
 
-struct RunCase {
-  std::string name;
+ScheduleCounts counts_of(const RunCase& c) {
+  ScheduleOptions options = options_of(c.num_qo_heads, c.num_kv_heads, c.head_dim);
+  options.shape.kv_dtype = c.is_float8 ? DType::kFloat8E4M3 : DType::kFloat16;
+  options.shape.window_left = c.window_left;
+  options.decode_rows = c.head_dim == 256 ? 8 : 16;
+  options.decode_blocks = 132 * decode::blocks_per_sm(c.head_dim);
   std::vector<Lengths> rows;
-  int limit;  // in tiles
-  int num_qo_heads = 32, num_kv_heads = 8, head_dim = 128;
-  DType kv_dtype = DType::kFloat16;
-};
-
-std::vector<Lengths> rows_of(std::size_t count, std::int64_t kv_len, std::int64_t q_len = 1) {
-  return std::vector<Lengths>(count, Lengths{q_len, kv_len});
+  for (const auto& [kv_len, count] : c.rows) {
+    rows.insert(rows.end(), static_cast<std::size_t>(count), Lengths{c.q_len, kv_len});
+  }
+  const ScheduleCounts counts = measure_schedule(options, plan_of(rows, 16)).counts;
+  std::int64_t items = 0;
+  for (const Lengths& row : rows) {
+    items += decode::num_items(decode_cut(options.shape, row.q_len, row.kv_len), c.run_limit);
+  }
+  EXPECT_EQ(counts.decode_items, items);
+  return counts;
 }
 
-std::vector<RunCase> run_cases() {
-  std::vector<Lengths> skewed = rows_of(8, 32768), short_rows = rows_of(56, 1024);
-  skewed.insert(skewed.end(), short_rows.begin(), short_rows.end());
-  return {
-      // Few rows fill the device by their chunks alone.
-      {"1x1k", rows_of(1, 1024), 0},
-      {"1x4k", rows_of(1, 4096), 0},
-      {"1x32k", rows_of(1, 32768), 0},
-      {"20x1k", rows_of(20, 1024), 0},
-      {"8,1 1x131k", rows_of(1, 131072), 0, 8, 1},
-      // As many runs as blocks.
-      {"8x8k", rows_of(8, 8192), 128},
-      {"8,1 64x4k", rows_of(64, 4096), 64, 8, 1},
-      {"8,1 256x2k", rows_of(256, 2048), 128, 8, 1},
-      // Whole rows, several for each block.
-      {"64x4k", rows_of(64, 4096), 256},
-      {"64x4k, q_len 4", rows_of(64, 4096, 4), 256},
-      {"64x4k, 8 bits", rows_of(64, 4096), 256, 32, 8, 128, DType::kFloat8E4M3},
-      {"64x4k, head_dim 256", rows_of(64, 4096), 256, 32, 8, 256},
-      {"256x2k", rows_of(256, 2048), 128},
-      // Runs of eight chunks.
-      {"200x9k", rows_of(200, 9000), 256, 8, 2},
-      {"64x32k", rows_of(64, 32768), 512},
-      // The short ones whole, the long ones not: eight blocks would be late with them.
-      {"8x32k+56x1k", skewed, 64},
-  };
-}
-
-TEST(CudaDecodeRuns, AreTakenWhereTheyFillAllBlocksAlike) {
+TEST(CudaDecodeRunLimit, TakesRunsOfLargeBatches) {
   for (const RunCase& c : run_cases()) {
     SCOPED_TRACE(c.name);
-    ScheduleOptions options = options_of(c.num_qo_heads, c.num_kv_heads, c.head_dim);
-    options.shape.kv_dtype = c.kv_dtype;
-    options.decode_rows = c.head_dim == 256 ? 8 : 16;
-    options.decode_blocks = 132 * decode::blocks_per_sm(c.head_dim);
-    const ScheduleCounts counts = measure_schedule(options, plan_of(c.rows, 16)).counts;
-    EXPECT_EQ(counts.run_limit, c.limit);
-    std::int64_t items = 0;
-    for (const Lengths& row : c.rows) {
-      items += decode::num_items(decode_cut(options.shape, row.q_len, row.kv_len), c.limit);
+    EXPECT_EQ(counts_of(c).run_limit, c.run_limit);
+  }
+}
+
+TEST(CudaDecodeRunLimit, TakesAsManyRunsAsBlocksWhereThatIsOneRound) {
+  const RunCase cases[] = {
+      {.name = "8x8k", .rows = {{8192, 8}}, .run_limit = 128},
+      {.name = "64x4k",
+       .rows = {{4096, 64}},
+       .run_limit = 64,
+       .num_qo_heads = 8,
+       .num_kv_heads = 1},
+      {.name = "256x2k",
+       .rows = {{2048, 256}},
+       .run_limit = 128,
+       .num_qo_heads = 8,
+       .num_kv_heads = 1},
+  };
+  for (const RunCase& c : cases) {
+    SCOPED_TRACE(c.name);
+    EXPECT_EQ(counts_of(c).run_limit, c.run_limit);
+  }
+}
+
+TEST(CudaDecodeRunLimit, LeavesFewRowsInChunks) {
+  for (const std::int64_t kv_len : {1, 128, 1024, 4096, 32768, 131072}) {
+    for (const int num_kv_heads : {1, 2, 8}) {
+      for (const bool is_float8 : {false, true}) {
+        SCOPED_TRACE(std::to_string(kv_len) + " keys, " + std::to_string(num_kv_heads) + " heads");
+        EXPECT_EQ(counts_of({.name = "",
+                             .rows = {{kv_len, 1}},
+                             .run_limit = 0,
+                             .num_qo_heads = 8,
+                             .num_kv_heads = num_kv_heads,
+                             .is_float8 = is_float8})
+                      .run_limit,
+                  0);
+      }
     }
-    EXPECT_EQ(counts.decode_items, items);
   }
 }
 

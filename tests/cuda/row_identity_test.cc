@@ -85,8 +85,8 @@ TEST_P(CudaBitIdentity, WithAndWithoutAnLse) {
   }
 }
 
-// The same rows, as far as a capacity allows them, through a captured graph of runs that follow
-// one another at once: a run may begin while the one before ends.
+// The same rows, as far as a capacity allows them, through a captured graph of runs with nothing
+// between them.
 TEST_P(CudaBitIdentity, OfAReplayedGraph) {
   AttentionCase c = GetParam();
   if (c.mask_density >= 0) GTEST_SKIP() << "masks are not part of a captured graph";

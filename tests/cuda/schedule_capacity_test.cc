@@ -106,7 +106,6 @@ TEST(CudaCapacity, HoldsEveryBatchWithinIt) {
   }
 }
 
-// The layout is the same for every batch, so that a graph's pointers stay good.
 // Room for partial results is bounded by the queries that there may be, not by the longest row's.
 TEST(CudaCapacity, TakesNoMoreRoomForPartialsThanQueriesHave) {
   ScheduleOptions options = options_of(32, 32, 128);
@@ -114,6 +113,7 @@ TEST(CudaCapacity, TakesNoMoreRoomForPartialsThanQueriesHave) {
   EXPECT_LE(measure_schedule(options, {}).layout.size.partials, 256 * 32);
 }
 
+// So that a graph's pointers stay good.
 TEST(CudaCapacity, GivesEveryBatchTheSameLayout) {
   auto random = random_source(5101);
   for (int round = 0; round < 200; ++round) {

@@ -36,7 +36,7 @@ __device__ __forceinline__ void begin_at(Chunk& chunk, int tile, const ItemTiles
 // The first chunk of an item.
 template <class S>
 __device__ __forceinline__ Chunk first_of(const Call& call, int item, int run_limit, int lane,
-                                          ItemTiles& item_tiles) {
+                                          ItemTiles& tiles) {
   const Batch& batch = call.batch;
   Chunk chunk;
   chunk.head = item % call.num_kv_heads;
@@ -50,16 +50,16 @@ __device__ __forceinline__ Chunk first_of(const Call& call, int item, int run_li
   chunk.kv_len = __ldg(batch.kv_len + chunk.row);
   chunk.q_begin = __ldg(batch.q_indptr + chunk.row);
   chunk.q_len = __ldg(batch.q_indptr + chunk.row + 1) - chunk.q_begin;
-  const Tiles tiles = visible_tiles(chunk.kv_len, chunk.q_len, call.window_left);
+  const Tiles visible = visible_tiles(chunk.kv_len, chunk.q_len, call.window_left);
   const Cut cut =
-      cut_of(tiles.count, chunk.q_len, {call.num_kv_heads, call.group_size, S::kIsFloat8});
-  item_tiles = {cut.chunk_tiles, tiles.first + tiles.count};
+      cut_of(visible.count, chunk.q_len, {call.num_kv_heads, call.group_size, S::kIsFloat8});
+  tiles = {cut.chunk_tiles, visible.first + visible.count};
   const bool is_run = takes_runs(cut, run_limit);
   const int first = chunk.number * (is_run ? cut.run_chunks : 1);
   chunk.run_items = is_run ? 1 : cut.run_chunks;
   chunk.is_of_run = is_run && cut.num_chunks > 1;
   chunk.num_left = is_run ? min(cut.run_chunks, cut.num_chunks - first) - 1 : 0;
-  begin_at(chunk, tiles.first + first * cut.chunk_tiles, item_tiles);
+  begin_at(chunk, visible.first + first * cut.chunk_tiles, tiles);
   return chunk;
 }
 

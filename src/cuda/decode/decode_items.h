@@ -94,10 +94,14 @@ constexpr int num_items(const Cut& cut, int run_limit) {
   return takes_runs(cut, run_limit) ? cut.num_runs : cut.num_chunks;
 }
 
-// How many items of a row and head leave their results for one block to merge, that whose item
-// comes last: all, where they are few or runs; else those of a run, and then the runs are merged.
+// How what the items of a row and head leave is merged, of which `run_items` make a run (1: each is
+// one): in groups of so many, each by the block whose item comes last of it, and then the groups.
+// All are one group where they are few or runs; where runs are pairs, these are added first.
 constexpr int merge_group_size(int num_items, int run_items) {
   return num_items <= kFewChunks || run_items == 1 ? num_items : run_items;
+}
+constexpr bool merges_in_pairs(int num_items, int run_items) {
+  return run_items == 2 && num_items > 2;
 }
 
 // Thread blocks that a multiprocessor has at once: tiles of head_dim 256 fill its memory with one.

@@ -86,7 +86,7 @@ __device__ __forceinline__ TokenScales scales_of(const Call& call, const Chunk& 
   return scales;
 }
 
-// What a warp keeps at hand through a chunk.
+// What a warp keeps at hand: the queries of its item, and what they see of a chunk.
 template <class S>
 struct Task {
   Queries<S> queries;

@@ -194,7 +194,7 @@ __device__ __forceinline__ Merge merge_of(const Call& call, const Chunk& chunk) 
   merge.num_results = min(size, chunk.num_items - group * size);
   merge.num_groups = div_up(chunk.num_items, size);
   merge.group_step = size * heads;
-  merge.in_pairs = chunk.run_items == 2 && chunk.num_items > 2;
+  merge.in_pairs = merges_in_pairs(chunk.num_items, chunk.run_items);
   return merge;
 }
 
@@ -208,7 +208,7 @@ __device__ __forceinline__ bool arrives_last(unsigned* counter, int num) {
 }
 
 // The results of a row that several items share: each is left in memory, and the block whose result
-// comes last of its group (MergeGroup) merges the group; of a row with more than one, the block
+// comes last of its group (merge_of) merges the group; of a row with more than one, the block
 // whose group comes last merges those. A block hears that it was last while it is at its next item,
 // since counting takes two round trips to memory.
 template <class S>
@@ -331,6 +331,7 @@ class Publication {
   }
 
   static constexpr int kLoadedResults = 8 / S::kRowBlocks;  // under way at once
+  static_assert(kLoadedResults % 2 == 0, "a pair would be cut in two");
 
   template <class T>
   __device__ static T* stats_of(T* stats, int place, int block, const Lane& lane) {
@@ -347,8 +348,8 @@ class Publication {
 };
 
 // By the scheduler: counts what the math warps published, for all blocks to see, and answers
-// whether it was the last of its group. It comes two items later, when the math warps are at the
-// item between: they find the answer when they end that.
+// whether it was the last of its group. It comes two chunks later, when the math warps are at the
+// chunk between: they find the answer when they end its item.
 class PublicationCount {
  public:
   // A chunk was handed over, or {}. Counts what was published at the end of the one two calls

@@ -70,7 +70,7 @@ struct Shape {
                                                          : 2) *
                                      (kIsFloat8 ? 2 : 1);
   static constexpr int kStages = kMathWarps * kWarpStages;
-  // Tiles that a block has under way at most where there are more chunks than blocks: as many bytes
+  // Tiles that a block has under way at most where it takes several chunks (is_busy): as many bytes
   // as keep the memory busy. More would only queue up there, and with them whatever else a block
   // waits for.
   static constexpr int kMostUnderWay =
@@ -103,9 +103,9 @@ struct alignas(1024) Shared {
   std::uint64_t stage_full[S::kStages], stage_empty[S::kStages];
   std::uint64_t chunk_full[kChunkSlots], chunk_empty[kChunkSlots], queries_full, queries_empty;
   std::uint64_t published, counted;
-  Merge merges[4];  // of publications; a block has no more than two that are not settled
+  Merge merges[4];  // of publications; a block has no more than three that are not settled
   bool row_is_due;  // all its groups are there
-  bool is_busy;     // there are more chunks than blocks; known with the first chunk
+  bool is_busy;     // there are more items than blocks, or runs; known with the first chunk
 
   // A processor has 228 KiB, of which each block takes 1 KiB for itself.
   static constexpr int kMostBytes = 228 * 1024 / S::kBlocksPerSm - 1024;

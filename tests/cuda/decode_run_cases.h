@@ -1,0 +1,57 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+// Batches large enough that decode's blocks take runs of chunks, of every kind: the host's tests
+// check that they do, a GPU's what comes of it.
+namespace seqattn::testing {
+
+struct RunCase {
+  std::string name;
+  std::vector<std::pair<std::int64_t, int>> rows;  // keys, and how many rows there are of them
+  int run_limit;                                   // in tiles, on a device of 132 multiprocessors
+  int num_qo_heads = 32, num_kv_heads = 8, head_dim = 128;
+  std::int64_t q_len = 1;
+  bool is_float8 = false;
+  int window_left = -1;
+};
+
+inline std::vector<RunCase> run_cases() {
+  return {
+      {.name = "Pairs", .rows = {{8192, 64}}, .run_limit = 128},
+      // Of nine chunks: the last run is one alone.
+      {.name = "PairsOfOddChunks", .rows = {{8300, 128}}, .run_limit = 128},
+      {.name = "PairsOfFourQueries", .rows = {{8300, 128}}, .run_limit = 128, .q_len = 4},
+      {.name = "PairsOfAWindow", .rows = {{9000, 64}}, .run_limit = 128, .window_left = 6000},
+      // More rows than the planning kernel has threads.
+      {.name = "ShortRows",
+       .rows = {{1000, 1400}, {130, 100}, {1, 3}},
+       .run_limit = 64,
+       .num_qo_heads = 8,
+       .num_kv_heads = 2},
+      {.name = "WholeRows", .rows = {{4096, 80}, {2048, 60}, {2500, 14}}, .run_limit = 256},
+      {.name = "WholeRowsOfFourQueries", .rows = {{4096, 256}}, .run_limit = 256, .q_len = 4},
+      {.name = "Eights", .rows = {{32768, 64}}, .run_limit = 512},
+      {.name = "EightsOfFewHeads",
+       .rows = {{9000, 200}},
+       .run_limit = 256,
+       .num_qo_heads = 8,
+       .num_kv_heads = 2},
+      {.name = "EightsOfSixteenQueryRows",
+       .rows = {{9000, 200}},
+       .run_limit = 256,
+       .num_qo_heads = 16,
+       .num_kv_heads = 2,
+       .q_len = 2},
+      // The short ones whole, the long ones in chunks.
+      {.name = "LongAndShort", .rows = {{32768, 8}, {1024, 56}}, .run_limit = 64},
+      {.name = "HeadDim64", .rows = {{4096, 128}}, .run_limit = 256, .head_dim = 64},
+      {.name = "HeadDim256", .rows = {{4096, 64}}, .run_limit = 256, .head_dim = 256},
+      {.name = "Float8", .rows = {{8192, 128}}, .run_limit = 256, .is_float8 = true},
+  };
+}
+
+}  // namespace seqattn::testing
