@@ -1,9 +1,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "seqattn/types.h"
 
 // Batches large enough that decode's blocks take runs of chunks, of every kind: the host's tests
 // check that they do, a GPU's what comes of it.
@@ -15,7 +18,7 @@ struct RunCase {
   int run_limit;                                   // in tiles, on a device of 132 multiprocessors
   int num_qo_heads = 32, num_kv_heads = 8, head_dim = 128;
   std::int64_t q_len = 1;
-  bool is_float8 = false;
+  std::optional<KVScaling> float8_scaling = {};  // of a cache of 8 bits
   int window_left = -1;
 };
 
@@ -50,7 +53,14 @@ inline std::vector<RunCase> run_cases() {
       {.name = "LongAndShort", .rows = {{32768, 8}, {1024, 56}}, .run_limit = 64},
       {.name = "HeadDim64", .rows = {{4096, 128}}, .run_limit = 256, .head_dim = 64},
       {.name = "HeadDim256", .rows = {{4096, 64}}, .run_limit = 256, .head_dim = 256},
-      {.name = "Float8", .rows = {{8192, 128}}, .run_limit = 256, .is_float8 = true},
+      {.name = "Float8FixedScales",
+       .rows = {{8192, 128}},
+       .run_limit = 256,
+       .float8_scaling = KVScaling::kFixed},
+      {.name = "Float8ScalesOfTokens",
+       .rows = {{4000, 128}},
+       .run_limit = 256,
+       .float8_scaling = KVScaling::kPerToken},
   };
 }
 

@@ -21,8 +21,9 @@ namespace {
 // Kernels differ by these as well.
 AttentionCase attention_of(const RunCase& c) {
   AttentionCase attention =
-      c.is_float8 ? float8_gpu_case(KVScaling::kPerToken, DType::kBFloat16, c.head_dim)
-                  : gpu_case(c.head_dim == 64 ? DType::kFloat16 : DType::kBFloat16, c.head_dim);
+      c.float8_scaling
+          ? float8_gpu_case(*c.float8_scaling, DType::kBFloat16, c.head_dim)
+          : gpu_case(c.head_dim == 64 ? DType::kFloat16 : DType::kBFloat16, c.head_dim);
   attention.num_qo_heads = c.num_qo_heads;
   attention.num_kv_heads = c.num_kv_heads;
   attention.window_left = c.window_left;

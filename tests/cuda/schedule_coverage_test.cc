@@ -239,6 +239,7 @@ TEST(CudaSchedule, OfARowDoesNotDependOnTheBatch) {
     const auto lengths = random_lengths(random);
     const AttentionPlan plan = plan_of(lengths, options.shape.page_size);
     const WrittenSchedule together(options, plan);
+    auto next_cut = together.schedule().decode_cuts.begin();
     for (std::size_t i = 0; i < lengths.size(); ++i) {
       const AttentionPlan single = plan_of({lengths[i]}, options.shape.page_size);
       const WrittenSchedule alone(options, single);
@@ -256,7 +257,10 @@ TEST(CudaSchedule, OfARowDoesNotDependOnTheBatch) {
         EXPECT_EQ(of_row(together.large(has_mask)), alone.large(has_mask)) << i;
       }
       EXPECT_EQ(of_row(together.fa3_as_fa2()), alone.fa3_as_fa2()) << "row " << i;
+      if (path_of(options, plan.rows[i]) != RowPath::kDecode) continue;
+      EXPECT_EQ(*next_cut++, alone.schedule().decode_cuts.at(0)) << "row " << i;
     }
+    EXPECT_EQ(next_cut, together.schedule().decode_cuts.end());
     if (HasFailure()) return;
   }
 }

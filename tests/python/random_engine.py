@@ -230,10 +230,15 @@ class RandomEngine(RandomPrefixes):
             self.sequences[seq_id] = saved.model.first(saved.model.length)
 
 
-def make_random_calls(rng, places, num_rounds):
-    """Rounds of 1000 calls on two engines, one at each place; returns what has happened how often."""
+def make_random_calls(rng, places, num_rounds, events=()):
+    """Rounds of 1000 calls on two engines, one at each place; returns what has happened how often.
+
+    Goes on until each of `events` has happened, up to five times as long.
+    """
     random, saved, counts = Random(int(rng.integers(2**31))), deque(maxlen=8), Counter()
-    for _ in range(num_rounds):
+    for rounds in range(5 * num_rounds):
+        if rounds >= num_rounds and all(counts[event] for event in events):
+            break
         shapes = zip(places, random.sample(range(1, 6), 2), ("NHD", "HND"))
         engines = [RandomEngine(random, saved, counts, *shape) for shape in shapes]
         for _ in range(1000):

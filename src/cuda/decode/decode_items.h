@@ -61,6 +61,7 @@ constexpr Tiles visible_tiles(int kv_len, int q_len, int window_left) {
 struct Cut {
   int num_tiles = 0, chunk_tiles = 0, num_chunks = 1;
   int run_tiles = 0, run_chunks = 1, num_runs = 1;
+  friend bool operator==(const Cut&, const Cut&) = default;
 };
 inline constexpr int kFewChunks = 16;  // which one block merges
 inline constexpr int kManyChunksRun = 8;

@@ -231,7 +231,7 @@ class Publication {
     wait(address_of(shared.counted), parity_);
     parity_ ^= 1;
     const Merge& due = shared.merges[slot_];
-    slot_ = (slot_ + 1) % 4;
+    slot_ = (slot_ + 1) % kMergeSlots;
     if (due.is_due) merge(call, shared, due, warp, lane);
     is_pending_ = false;
   }
@@ -361,7 +361,7 @@ class PublicationCount {
     is_published_[1] = chunk.num_left == 0 && chunk.num_items > 1;
     if (!is_published_[1]) return;
     shared.merges[next_] = merge_of(call, chunk);
-    next_ = (next_ + 1) % 4;
+    next_ = (next_ + 1) % kMergeSlots;
   }
 
  private:
@@ -370,7 +370,7 @@ class PublicationCount {
     wait(address_of(shared.published), parity_);
     parity_ ^= 1;
     Merge& merge = shared.merges[slot_];
-    slot_ = (slot_ + 1) % 4;
+    slot_ = (slot_ + 1) % kMergeSlots;
     merge.is_due = arrives_last(call.arrivals + merge.place, merge.num_results);
     arrive(address_of(shared.counted));
   }

@@ -13,6 +13,7 @@ inline constexpr int kMathWarps = 4;
 inline constexpr int kMathThreads = kMathWarps * 32;
 inline constexpr int kControlWarps = 2;  // one schedules, one loads
 inline constexpr int kChunkSlots = 2;    // chunks under way
+inline constexpr int kMergeSlots = 4;    // publications of a block; three may not be settled
 inline constexpr int kBlockRows = 8;     // query rows that one matrix product takes
 
 struct Float8 {  // e4m3
@@ -103,9 +104,9 @@ struct alignas(1024) Shared {
   std::uint64_t stage_full[S::kStages], stage_empty[S::kStages];
   std::uint64_t chunk_full[kChunkSlots], chunk_empty[kChunkSlots], queries_full, queries_empty;
   std::uint64_t published, counted;
-  Merge merges[4];  // of publications; a block has no more than three that are not settled
-  bool row_is_due;  // all its groups are there
-  bool is_busy;     // there are more items than blocks, or runs; known with the first chunk
+  Merge merges[kMergeSlots];  // of publications
+  bool row_is_due;            // all its groups are there
+  bool is_busy;  // there are more items than blocks, or runs; known with the first chunk
 
   // A processor has 228 KiB, of which each block takes 1 KiB for itself.
   static constexpr int kMostBytes = 228 * 1024 / S::kBlocksPerSm - 1024;
