@@ -51,10 +51,12 @@ void count_items(const ScheduleOptions& options, const std::vector<decode::Cut>&
                  ScheduleCounts& counts) {
   std::int64_t ends[decode::kNumRunLimits];
   std::int64_t items[decode::kNumRunLimits];
+  std::int32_t num_tiles = 0;
+  for (const decode::Cut& cut : cuts) num_tiles += cut.num_tiles;
   for (int i = 0; i < decode::kNumRunLimits; ++i) {
     decode::BatchItems batch;
     for (const decode::Cut& cut : cuts) batch.add(cut, decode::run_limit(i));
-    ends[i] = decode::end_of(batch, chunk_rule_of(options.shape), options.decode_blocks);
+    ends[i] = decode::end_of(batch, num_tiles, chunk_rule_of(options.shape), options.decode_blocks);
     items[i] = batch.items;
   }
   const int best = decode::best_run_limit(ends);

@@ -11,8 +11,10 @@
 
 namespace seqattn {
 
-AttentionTables::AttentionTables(const ScheduleOptions& options)
-    : options_(options), keeps_sequences_(seqattn::keeps_sequences(options)) {}
+AttentionTables::AttentionTables(const ScheduleOptions& options, bool overlaps_launches)
+    : options_(options),
+      overlaps_launches_(overlaps_launches),
+      keeps_sequences_(seqattn::keeps_sequences(options)) {}
 
 void AttentionTables::upload(const AttentionPlan& plan, Schedule schedule, cudaStream_t stream) {
   const std::size_t bytes = schedule.used_bytes();
@@ -69,7 +71,8 @@ void AttentionTables::keep(const SequenceBatch& batch, cudaStream_t stream) {
                         .num_tokens = ints(layout.totals) + kTotalTokens,
                         .run_limit = ints(layout.totals) + kRunLimit},
                        update, std::min(options_.shape.window_left, decode::kMaxKeys),
-                       chunk_rule_of(options_.shape), options_.decode_blocks, updates_, stream);
+                       chunk_rule_of(options_.shape), options_.decode_blocks, updates_,
+                       overlaps_launches_, stream);
   kept_rows_ = layout.size.rows;
   schedule_ = std::move(schedule);
 }

@@ -17,7 +17,7 @@ namespace seqattn {
 // brought up to date.
 class AttentionTables {
  public:
-  explicit AttentionTables(const ScheduleOptions& options);
+  AttentionTables(const ScheduleOptions& options, bool overlaps_launches);
 
   // Makes room for such a batch: the largest of a capacity. Throws BackendError.
   void reserve(const Schedule& schedule, cudaStream_t stream) {
@@ -48,6 +48,7 @@ class AttentionTables {
 
  private:
   ScheduleOptions options_;
+  bool overlaps_launches_;  // launch.h
   bool keeps_sequences_ = false;
   std::optional<Schedule> schedule_;
   DeviceBuffer memory_;

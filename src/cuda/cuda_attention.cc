@@ -117,7 +117,7 @@ CudaAttention::CudaAttention(const AttentionShape& shape, const PlanCapacity& ca
       options_(schedule_options(shape, capacity, kernels_, num_sms_)),
       overlaps_launches_(launches_overlap(shape.device.index)),
       name_(kernel_name(shape.kv_dtype, options_.has_decode(), /*fa2=*/true, options_.has_fa3)),
-      tables_(options_),
+      tables_(options_, overlaps_launches_),
       flashinfer_(options_, tables_, num_sms_, overlaps_launches_) {
   const DeviceGuard guard(shape.device.index);
   for (const KernelChoice& kernels : kernels_) kernels.prepare();
@@ -253,7 +253,7 @@ void CudaAttention::run(std::span<const Plane> planes, const TensorView& q, cons
   flashinfer_.run(kernels, planes, {q, out, lse, sink_logits}, stream);
   if (decode_) {
     decode_->run(kernels.decode_of(schedule.layout.size.decode_rows), decode_tables(schedule),
-                 planes, q, out, lse, sink_logits, overlaps_launches_ && !fixed_size(), stream);
+                 planes, q, out, lse, sink_logits, overlaps_launches_, stream);
   }
 }
 

@@ -66,8 +66,8 @@ Fa2Call FlashInferRows::fa2_call(std::span<const Plane> planes, const TensorView
   call.q_head_stride = head_stride(q);
   call.sm_scale = shape.sm_scale;
   call.logits_soft_cap = shape.logits_soft_cap;
-  // In a graph the decode kernel follows these launches, whose padding ends without waiting.
-  call.overlap_launch = overlaps_launches_ && !(tables_.fixed_size() && options_.has_decode());
+  // Padding ends without waiting: who waits for a launch of it alone has waited for nothing.
+  call.overlap_launch = overlaps_launches_ && !tables_.fixed_size();
   return call;
 }
 
@@ -105,28 +105,23 @@ void FlashInferRows::run_small(const KernelChoice& kernels, const Fa2Call& base,
     call.lse = partial_out + layout.size.partials * shape.num_qo_heads * shape.head_dim;
     call.split = true;
   }
-  int num_launches = 0;
   for (const bool has_mask : {false, true}) {
     for (std::size_t tile = 0; tile < kNumTiles; ++tile) {
       const std::int64_t count = layout.size.small_blocks[has_mask][tile];
       if (count == 0) continue;
       run_fa2(kernels, call, has_mask, tile, layout.small[has_mask][tile], count, in_place, stream);
-      ++num_launches;
-      // Padding ends without waiting: who waits for a launch of it alone has waited for nothing.
-      if (tables_.fixed_size()) call.overlap_launch = false;
     }
   }
   if (in_place) return;
-  launch_merge_partials(
-      {.out = partial_out,
-       .lse = call.lse,
-       .token = tables_.ints(layout.merge_token),
-       .begin = tables_.ints(layout.merge_begin),
-       .count = tables_.ints(layout.merge_chunks),
-       .num_tokens = layout.size.small_tokens,
-       .num_tokens_device = tables_.total(kTotalSmallTokens),
-       .overlap_launch = overlaps_launches_ && (!tables_.fixed_size() || num_launches == 1)},
-      out, lse, sink_logits, stream);
+  launch_merge_partials({.out = partial_out,
+                         .lse = call.lse,
+                         .token = tables_.ints(layout.merge_token),
+                         .begin = tables_.ints(layout.merge_begin),
+                         .count = tables_.ints(layout.merge_chunks),
+                         .num_tokens = layout.size.small_tokens,
+                         .num_tokens_device = tables_.total(kTotalSmallTokens),
+                         .overlap_launch = overlaps_launches_},
+                        out, lse, sink_logits, stream);
 }
 
 void FlashInferRows::run_large(const KernelChoice& kernels, const Fa2Call& base,

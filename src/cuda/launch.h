@@ -12,8 +12,9 @@ struct LaunchShape {
 };
 
 // Launches a kernel that waits for its predecessor on the stream itself (griddepcontrol.wait), as
-// far as the device can: `overlap` lets its blocks start, and read tables that a plan has uploaded,
-// while the last blocks of the predecessor still run. Needs compute capability 9.0.
+// far as the device can: `overlap` lets its blocks start, and read tables that a plan has uploaded
+// by a copy, which no kernel overlaps, while the last blocks of the predecessor still run. Needs
+// compute capability 9.0.
 inline cudaError_t launch(const void* kernel, const LaunchShape& shape, void** arguments,
                           cudaStream_t stream, bool overlap) {
   cudaLaunchAttribute attribute{};

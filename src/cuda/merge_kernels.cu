@@ -6,7 +6,7 @@
 #include "cuda_check.h"
 #include "launch.h"
 #include "merge_kernels.h"
-#include "predecessor.cuh"
+#include "overlap.cuh"
 #include "sinks.cuh"
 
 namespace seqattn {

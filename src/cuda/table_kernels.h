@@ -27,9 +27,9 @@ struct DeviceTables {
 // Applies the update: lengths, new entries of page tables, and the items of every row; rows behind
 // the batch's have no queries. `num_blocks`: of decode, that run at once. A small one travels as
 // the kernel's parameters, without a copy of its own; `staging` (with device memory) takes a large
-// one. Throws BackendError.
+// one. `overlaps`: launch.h. Throws BackendError.
 void launch_update_tables(const DeviceTables& tables, const TableUpdate& update, int window_left,
                           const decode::ChunkRule& rule, int num_blocks, Staging& staging,
-                          cudaStream_t stream);
+                          bool overlaps, cudaStream_t stream);
 
 }  // namespace seqattn

@@ -89,7 +89,7 @@ __device__ __forceinline__ void schedule(const Call& call, Shared<S>& shared, in
   Chunk chunk{};
   ItemTiles tiles;
   bool is_first = true;  // of its item
-  if (lane == 0) shared.is_busy = total > static_cast<int>(gridDim.x) || run_limit > 0;
+  if (lane == 0) shared.is_busy = 2 * total > static_cast<int>(gridDim.x) || run_limit > 0;
   while (true) {
     const bool is_end = item >= total;
     std::int32_t pages[S::kMaxChunkTiles / 32];

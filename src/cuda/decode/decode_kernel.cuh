@@ -215,6 +215,7 @@ __device__ __forceinline__ Parts<S> attend_to(const Call& call, Shared<S>& share
     if (S::kIsFloat8 && call.scales_per_token) load_scales(tile + kStep);
     take_tiles(call, shared, chunk, task, tile, scales, state, stage, lane);
   }
+  __syncwarp();
   if (lane.index == 0) arrive(done);
   return merge_warps(shared, state, warp, lane);
 }

@@ -230,8 +230,8 @@ class Publication {
     if (!is_pending_) return;
     wait(address_of(shared.counted), parity_);
     parity_ ^= 1;
-    const Merge& due = shared.merges[slot_];
-    slot_ = (slot_ + 1) % kMergeSlots;
+    const Merge& due = shared.merges[at_.slot];
+    at_.advance();
     if (due.is_due) merge(call, shared, due, warp, lane);
     is_pending_ = false;
   }
@@ -344,7 +344,8 @@ class Publication {
   }
 
   bool is_pending_ = false;
-  int slot_ = 0, parity_ = 0;
+  int parity_ = 0;
+  RingPosition<kMergeSlots> at_;
 };
 
 // By the scheduler: counts what the math warps published, for all blocks to see, and answers
@@ -360,8 +361,8 @@ class PublicationCount {
     is_published_[0] = is_published_[1];
     is_published_[1] = chunk.num_left == 0 && chunk.num_items > 1;
     if (!is_published_[1]) return;
-    shared.merges[next_] = merge_of(call, chunk);
-    next_ = (next_ + 1) % kMergeSlots;
+    shared.merges[next_.slot] = merge_of(call, chunk);
+    next_.advance();
   }
 
  private:
@@ -369,14 +370,15 @@ class PublicationCount {
   __device__ void count(const Call& call, Shared<S>& shared) {
     wait(address_of(shared.published), parity_);
     parity_ ^= 1;
-    Merge& merge = shared.merges[slot_];
-    slot_ = (slot_ + 1) % kMergeSlots;
+    Merge& merge = shared.merges[at_.slot];
+    at_.advance();
     merge.is_due = arrives_last(call.arrivals + merge.place, merge.num_results);
     arrive(address_of(shared.counted));
   }
 
   bool is_published_[2] = {};
-  int next_ = 0, slot_ = 0, parity_ = 0;
+  int parity_ = 0;
+  RingPosition<kMergeSlots> at_, next_;
 };
 
 }  // namespace seqattn::decode

@@ -15,16 +15,15 @@ namespace seqattn::decode {
 inline constexpr int kNumRunLimits = 5;
 constexpr int run_limit(int index) { return index == 0 ? 0 : 32 << index; }
 
-// Of a batch's rows, for each KV head, by one of the limits: their tiles, their items, how many of
-// these leave results, and how many tiles the longest has.
+// Of a batch's rows, for each KV head, by one of the limits: their items, how many of these leave
+// results, and how many tiles the longest has.
 struct BatchItems {
-  std::int32_t num_tiles = 0, items = 0, results = 0, longest = 0;
+  std::int32_t items = 0, results = 0, longest = 0;
 
   constexpr void add(const Cut& cut, int limit) {
     const bool is_run = takes_runs(cut, limit);
-    const int count = is_run ? cut.num_runs : cut.num_chunks;
+    const int count = num_items(cut, limit);
     const int tiles = is_run ? cut.run_tiles : cut.chunk_tiles;
-    num_tiles += cut.num_tiles;
     items += count;
     results += count > 1 ? count : 0;
     if (tiles > longest) longest = tiles;
@@ -32,17 +31,17 @@ struct BatchItems {
 };
 
 // When `num_blocks` blocks, each of which takes an item whenever it has none, should be through
-// with a batch: in tiles that a block reads while all do, times num_blocks. No sooner than with the
-// longest item; and about when all are taken in rounds and are as long as that, or, where they
-// differ, when all tiles are read and the last items end: half of one is left when no more are to
-// be taken, and blocks read faster as others are through. What an item leaves in memory costs a
-// block kResultTiles, of 8 bits twice as many.
+// with a batch of so many tiles for each KV head: in tiles that a block reads while all do, times
+// num_blocks. No sooner than with the longest item; and about when all are taken in rounds and are
+// as long as that, or, where they differ, when all tiles are read and the last items end: half of
+// one is left when no more are to be taken, and blocks read faster as others are through. What an
+// item leaves in memory costs a block kResultTiles, of 8 bits twice as many.
 inline constexpr int kResultTiles = 3;
-constexpr std::int64_t end_of(const BatchItems& batch, const ChunkRule& rule, int num_blocks) {
+constexpr std::int64_t end_of(const BatchItems& batch, std::int32_t num_tiles,
+                              const ChunkRule& rule, int num_blocks) {
   const std::int64_t longest = std::int64_t{batch.longest} * num_blocks;
-  const std::int64_t items = std::int64_t{batch.items} * rule.num_kv_heads;
-  const std::int64_t in_rounds = (items + num_blocks - 1) / num_blocks * longest;
-  const std::int64_t mixed = std::int64_t{batch.num_tiles} * rule.num_kv_heads + longest / 4;
+  const std::int64_t in_rounds = div_up(batch.items * rule.num_kv_heads, num_blocks) * longest;
+  const std::int64_t mixed = std::int64_t{num_tiles} * rule.num_kv_heads + longest / 4;
   const std::int64_t read = in_rounds < mixed ? in_rounds : mixed;
   const int result_tiles = rule.is_float8 ? 2 * kResultTiles : kResultTiles;
   return (read < longest ? longest : read) +

@@ -62,7 +62,7 @@ struct Shape {
   static constexpr bool kTradesRegisters = kDim * kRowBlocks == 256 && kBlocksPerSm == 2;
   static constexpr int kThreads = kMathThreads + 32 * (kTradesRegisters ? 4 : kControlWarps);
   // A thread's; as many in all as both kinds of warps start with, 128 each.
-  static constexpr int kControlRegisters = 48, kMathRegisters = 208;
+  static constexpr int kControlRegisters = 56, kMathRegisters = 200;
   static_assert(kControlRegisters + kMathRegisters == 2 * 128);
   // Tiles that there is room for, for each warp: about as many bytes in any shape.
   static constexpr int kWarpStages = (kDim == 64         ? 6
@@ -71,7 +71,7 @@ struct Shape {
                                                          : 2) *
                                      (kIsFloat8 ? 2 : 1);
   static constexpr int kStages = kMathWarps * kWarpStages;
-  // Tiles that a block has under way at most where it takes several chunks (is_busy): as many bytes
+  // Tiles that a block has under way at most where most blocks have work (is_busy): as many bytes
   // as keep the memory busy. More would only queue up there, and with them whatever else a block
   // waits for.
   static constexpr int kMostUnderWay =
@@ -106,7 +106,7 @@ struct alignas(1024) Shared {
   std::uint64_t published, counted;
   Merge merges[kMergeSlots];  // of publications
   bool row_is_due;            // all its groups are there
-  bool is_busy;  // there are more items than blocks, or runs; known with the first chunk
+  bool is_busy;  // most blocks have items, or there are runs; known with the first chunk
 
   // A processor has 228 KiB, of which each block takes 1 KiB for itself.
   static constexpr int kMostBytes = 228 * 1024 / S::kBlocksPerSm - 1024;

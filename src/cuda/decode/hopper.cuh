@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "predecessor.cuh"
+#include "overlap.cuh"
 
 // The instructions of sm_90 that decode_kernel.cuh is made of, each under the name of what it does.
 // Addresses of shared memory are 32-bit numbers here, as the instructions take them.
@@ -121,12 +121,6 @@ __device__ __forceinline__ void load_bytes(std::uint32_t to, const void* from, i
 // What threads stored into shared memory comes before later bulk copies, and the reverse.
 __device__ __forceinline__ void fence_bulk_copies() {
   asm volatile("fence.proxy.async;" ::: "memory");
-}
-
-// --- Launches that overlap (launch.h).
-
-__device__ __forceinline__ void let_successor_start() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
 // --- Matrices of 8 x 8 16-bit elements in the registers of a warp.
