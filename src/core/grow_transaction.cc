@@ -90,6 +90,7 @@ void GrowTransaction::apply_turns() {
     if (num_new_slots(i) > 0) give_back_dead_pages(turns_[i]);
   }
   available_ = pool_.available();
+  may_share_ = any_last_page_is_shared();
   for (std::size_t i = 0; i < turns_.size(); ++i) {
     const std::int64_t length = turns_[i].sequence->length;
     require(num_new_slots(i) <= kMaxLength - length, "seq_new_lens: got ", num_new_slots(i),
@@ -166,7 +167,7 @@ void GrowTransaction::grow(Turn& turn, std::int64_t num_new_slots) {
   turn.old_num_pages = static_cast<std::int32_t>(sequence.kv_page_indices.size());
   const int page_size = descriptor_.pool().page_size();
   const int room = sequence.last_page_len == 0 ? 0 : page_size - sequence.last_page_len;
-  if (room > 0) give_up_shared_page(turn);
+  if (room > 0 && may_share_) give_up_shared_page(turn);
   if (num_new_slots <= room) {
     sequence.last_page_len += static_cast<int>(num_new_slots);
   } else {
@@ -184,6 +185,16 @@ void GrowTransaction::grow(Turn& turn, std::int64_t num_new_slots) {
   // Draft tokens take slots, but no positions.
   turn.num_new_tokens = num_new_slots - static_cast<std::int64_t>(tree_parents_.size());
   sequence.length += turn.num_new_tokens;
+}
+
+bool GrowTransaction::any_last_page_is_shared() const noexcept {
+  const std::span<const std::int32_t> counts = descriptor_.pool().ref_counts();
+  bool is_any = false;
+  for (const Turn& turn : turns_) {
+    const auto& pages = turn.sequence->kv_page_indices;
+    if (!pages.empty()) is_any |= counts[static_cast<std::size_t>(pages.back())] > 1;
+  }
+  return is_any;
 }
 
 void GrowTransaction::give_up_shared_page(Turn& turn) {
