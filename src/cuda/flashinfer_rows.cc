@@ -120,6 +120,8 @@ void FlashInferRows::run_small(const KernelChoice& kernels, const Fa2Call& base,
                          .count = tables_.ints(layout.merge_chunks),
                          .num_tokens = layout.size.small_tokens,
                          .num_tokens_device = tables_.total(kTotalSmallTokens),
+                         // Without items, which a capacity allows, it waits for nothing; then FA2
+                         // in front of it does not overlap.
                          .overlap_launch = overlaps_launches_},
                         out, lse, sink_logits, stream);
 }

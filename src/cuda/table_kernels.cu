@@ -177,7 +177,7 @@ __device__ void update(const Header& header, const DeviceTables& tables,
   }
 }
 
-constexpr int kMostThreads = 1024;
+constexpr int kFewThreads = 256, kMostThreads = 1024;
 __global__ void __launch_bounds__(kMostThreads)
     update_tables(Header header, DeviceTables tables, const std::int32_t* words) {
   update<kMostThreads>(header, tables, words);
@@ -226,8 +226,9 @@ void launch_update_tables(const DeviceTables& tables, const TableUpdate& update,
                       window_left,     num_blocks,      rule};
   const std::vector<std::int32_t>& words = update.words;
   // Parameters take up to 32,764 bytes.
-  if (launch_by_value<1000, 256>(header, tables, words, overlaps, stream) ||
-      launch_by_value<3000, kMostThreads>(header, tables, words, overlaps, stream) ||
+  const bool is_small = tables.max_rows <= kFewThreads &&
+                        launch_by_value<1000, kFewThreads>(header, tables, words, overlaps, stream);
+  if (is_small || launch_by_value<3000, kMostThreads>(header, tables, words, overlaps, stream) ||
       launch_by_value<8000, kMostThreads>(header, tables, words, overlaps, stream)) {
     return;
   }

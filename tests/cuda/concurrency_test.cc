@@ -124,6 +124,71 @@ TEST_F(CudaConcurrency, TablesUnderWayAreNotOverwritten) {
   }
 }
 
+// The same of sequences, whose tables stay on the device, with nothing between the launches: a plan
+// starts while the run in front of it ends, and a run while the plan in front of it is at work.
+TEST_F(CudaConcurrency, PlansAndRunsOfSequencesOverlap) {
+  constexpr std::int64_t kLengths[] = {1, 40, 700, 2500, 300, 5000, 129};
+  PagedKVCacheManager manager(c.cache_config(600, cuda(0)));
+  CacheDescriptor sequences(manager);
+  std::vector<SeqId> ids;
+  for (const std::int64_t kv_len : kLengths) {
+    const auto id = static_cast<SeqId>(ids.size());
+    sequences.allocate({id}, {kv_len});
+    Tensor keys(cuda(0), c.q_dtype, {kv_len, c.num_kv_heads, c.head_dim});
+    Tensor values(cuda(0), c.q_dtype, {kv_len, c.num_kv_heads, c.head_dim});
+    fill_with_normals(keys, random);
+    fill_with_normals(values, random);
+    manager.append_kv(keys.view(), values.view(), sequences.pack_for_flashinfer({id}),
+                      {0, static_cast<std::int32_t>(kv_len)});
+    ids.push_back(id);
+  }
+  Tensor q(cuda(0), c.q_dtype, {std::ssize(ids), c.num_qo_heads, c.head_dim});
+  fill_with_normals(q, random);
+  check(cudaDeviceSynchronize());
+
+  struct Step {
+    std::vector<SeqId> ids;
+    std::vector<std::int32_t> indptr{0};
+    TensorView q;
+    Tensor out;
+    std::vector<std::byte> expected;
+  };
+  const OwnStream stream;
+  BatchAttention packed(manager, c.options()), attention(manager, c.options());
+  std::vector<Step> steps(60);
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    Step& step = steps[i];
+    for (std::size_t k = 0; k <= (i * 3 + 6) % ids.size(); ++k) {  // all of them first
+      step.ids.push_back(ids[(i + k) % ids.size()]);
+      step.indptr.push_back(static_cast<std::int32_t>(k) + 1);
+    }
+    step.q = first_tokens(q.view(), std::ssize(step.ids));
+    step.out = Tensor(cuda(0), c.out_dtype, {std::ssize(step.ids), c.num_qo_heads, c.head_dim});
+    packed.plan(sequences.pack_for_flashinfer(step.ids), step.indptr, {}, stream.get());
+    packed.run(step.q, step.out.view(), {}, 0, stream.get());
+    stream.wait();
+    step.expected = step.out.bytes();
+  }
+  const auto enqueue = [&] {
+    for (const Step& step : steps) {
+      attention.plan_sequences(sequences, step.ids, step.indptr, stream.get());
+      attention.run(step.q, step.out.view(), {}, 0, stream.get());
+    }
+  };
+  enqueue();  // afterwards nothing has to grow
+  stream.wait();
+  for (const Step& step : steps) fill_with_nan(step.out.view());
+  check(cudaDeviceSynchronize());
+  Barrier barrier(stream);
+  enqueue();
+  barrier.open();
+  stream.wait();
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    EXPECT_TRUE(steps[i].out.bytes() == steps[i].expected) << "step " << i;
+  }
+  EXPECT_FALSE(barrier.timed_out()) << "a call waited for the device";
+}
+
 TEST_F(CudaConcurrency, TwoObjectsOnTwoStreamsAndTwoThreads) {
   std::vector<int> wrong(2);
   const auto indptr = qo_indptr_of(rows);

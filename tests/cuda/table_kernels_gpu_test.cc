@@ -23,9 +23,10 @@ struct TableCase {
   int window_left = -1;
   decode::ChunkRule rule = {.num_kv_heads = 8, .group_size = 4};
   std::int32_t run_limit = -1;  // that the case is for; -1: any
+  int most_runs = 30;           // of new page entries
 };
 
-constexpr std::int32_t kPoison = -1;  // every byte 0xff
+constexpr std::int32_t kPoison = 0x7f7f7f7f;
 constexpr int kNumPages = 4000, kNumBlocks = 264;
 
 // What DeviceTables point to.
@@ -43,7 +44,8 @@ class CudaTables : public ::testing::TestWithParam<TableCase> {
     std::size_t total = 0;
     for (const std::size_t size : sizes) total += size;
     check(cudaMalloc(reinterpret_cast<void**>(&memory), total * sizeof(std::int32_t)));
-    check(cudaMemset(memory, 0xff, total * sizeof(std::int32_t)));
+    check(cudaMemset(memory, 0x7f, total * sizeof(std::int32_t)));
+    check(cudaDeviceSynchronize());
   }
   void TearDown() override { cudaFree(memory); }
 
@@ -65,7 +67,8 @@ class CudaTables : public ::testing::TestWithParam<TableCase> {
       q_lens.push_back(q_len);
     }
     expected.page_indices.resize(kNumPages, kPoison);
-    for (std::int32_t place = draw(0, 50); place < kNumPages - 100; place += draw(100, 300)) {
+    std::int32_t place = draw(0, 50);
+    for (; update.num_runs < param.most_runs && place < kNumPages - 100; place += draw(100, 300)) {
       const std::int32_t count = draw(1, 70);
       runs.insert(runs.end(), {place, count, static_cast<std::int32_t>(pages.size())});
       ++update.num_runs;
@@ -183,8 +186,10 @@ const std::vector<TableCase> kCases = {
     {"None", 0, 16, 1, -1},
     {"One", 1, 1, 1, -1},
     {"Some", 100, 256, -1, -1},
-    {"AsManyAsThreads", 256, 256, 1, -1},
-    {"OneMore", 257, 257, 1, -1},
+    {"AsManyAsFewThreads", 256, 256, 1, -1, -1, {8, 4, false}, -1, 3},
+    {"OneMore", 257, 257, 1, -1, -1, {8, 4, false}, -1, 3},
+    {"AllWarpsOfFewThreads", 230, 256, -1, -1, -1, {8, 4, false}, -1, 2},
+    {"WithManyNewPages", 256, 256, 1, -1},
     {"FewOfManyThatFit", 30, 5000, 1, -1},
     {"AlikeThatTakeRuns", 128, 128, 1, 4096, -1, {8, 4, false}, 256},
     {"AlikeThatTakeNone", 1, 1, 1, 32'768, -1, {8, 4, false}, 0},

@@ -7,7 +7,8 @@
 // one thread of another has keys and values copied (load_tiles).
 namespace seqattn::decode {
 
-// --- The scheduler.
+// --- The scheduler. The planning kernel may write the tables while blocks of this launch are there
+// already, waiting for it: no loads of memory that nobody writes (__ldg).
 
 // The row that has item number `item` of item_indptr, by a warp: the last one that begins no later.
 __device__ __forceinline__ int row_of(const Batch& batch, int item, int lane) {
@@ -15,7 +16,7 @@ __device__ __forceinline__ int row_of(const Batch& batch, int item, int lane) {
   while (count > 1) {
     const int step = div_up(count, 32);
     const int row = first + lane * step;
-    const bool begins = lane * step < count && __ldg(batch.item_indptr + row) <= item;
+    const bool begins = lane * step < count && batch.item_indptr[row] <= item;
     const int chosen = __popc(__ballot_sync(~0u, begins)) - 1;
     first += chosen * step;
     count = min(step, count - chosen * step);
@@ -43,13 +44,13 @@ __device__ __forceinline__ Chunk first_of(const Call& call, int item, int run_li
   const int in_rows = item / call.num_kv_heads;
   // Rows without items begin where the next one does: the last of these has them.
   chunk.row = row_of(batch, in_rows, lane);
-  const int begin = __ldg(batch.item_indptr + chunk.row);
+  const int begin = batch.item_indptr[chunk.row];
   chunk.number = in_rows - begin;
-  chunk.num_items = __ldg(batch.item_indptr + chunk.row + 1) - begin;
+  chunk.num_items = batch.item_indptr[chunk.row + 1] - begin;
   chunk.partial = item;
-  chunk.kv_len = __ldg(batch.kv_len + chunk.row);
-  chunk.q_begin = __ldg(batch.q_indptr + chunk.row);
-  chunk.q_len = __ldg(batch.q_indptr + chunk.row + 1) - chunk.q_begin;
+  chunk.kv_len = batch.kv_len[chunk.row];
+  chunk.q_begin = batch.q_indptr[chunk.row];
+  chunk.q_len = batch.q_indptr[chunk.row + 1] - chunk.q_begin;
   const Tiles visible = visible_tiles(chunk.kv_len, chunk.q_len, call.window_left);
   const Cut cut =
       cut_of(visible.count, chunk.q_len, {call.num_kv_heads, call.group_size, S::kIsFloat8});
@@ -79,8 +80,8 @@ __device__ __forceinline__ void load_queries(const Call& call, T (*to)[kDim], co
 template <class S>
 __device__ __forceinline__ void schedule(const Call& call, Shared<S>& shared, int lane) {
   wait_for_predecessor();
-  const int total = __ldg(call.batch.item_indptr + call.batch.num_rows) * call.num_kv_heads;
-  const int run_limit = __ldg(call.batch.run_limit);
+  const int total = call.batch.item_indptr[call.batch.num_rows] * call.num_kv_heads;
+  const int run_limit = *call.batch.run_limit;
   const int group = call.group_size;
   RingPosition<kChunkSlots> at;
   RingPosition<1> queries;
@@ -98,14 +99,12 @@ __device__ __forceinline__ void schedule(const Call& call, Shared<S>& shared, in
         if (lane == 0) next = static_cast<int>(gridDim.x + atomicAdd(call.next_item, 1u));
         chunk = first_of<S>(call, item, run_limit, lane, tiles);
       }
-      const std::int32_t* const table =
-          call.batch.page_indices + __ldg(call.batch.page_begin + chunk.row);
+      const std::int32_t* const table = call.batch.page_indices + call.batch.page_begin[chunk.row];
       const int tiles_per_page = call.page_size / kTileTokens;
 #pragma unroll
       for (int i = 0; i < S::kMaxChunkTiles / 32; ++i) {
         const int tile = i * 32 + lane;
-        pages[i] =
-            tile < chunk.num_tiles ? __ldg(table + (chunk.first_tile + tile) / tiles_per_page) : 0;
+        pages[i] = tile < chunk.num_tiles ? table[(chunk.first_tile + tile) / tiles_per_page] : 0;
       }
     }
     wait(address_of(shared.chunk_empty[at.slot]), at.parity ^ 1);

@@ -40,7 +40,8 @@ inline constexpr int kResultTiles = 3;
 constexpr std::int64_t end_of(const BatchItems& batch, std::int32_t num_tiles,
                               const ChunkRule& rule, int num_blocks) {
   const std::int64_t longest = std::int64_t{batch.longest} * num_blocks;
-  const std::int64_t in_rounds = div_up(batch.items * rule.num_kv_heads, num_blocks) * longest;
+  const std::int64_t items = std::int64_t{batch.items} * rule.num_kv_heads;
+  const std::int64_t in_rounds = (items + num_blocks - 1) / num_blocks * longest;
   const std::int64_t mixed = std::int64_t{num_tiles} * rule.num_kv_heads + longest / 4;
   const std::int64_t read = in_rounds < mixed ? in_rounds : mixed;
   const int result_tiles = rule.is_float8 ? 2 * kResultTiles : kResultTiles;

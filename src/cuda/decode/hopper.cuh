@@ -55,7 +55,8 @@ __device__ __forceinline__ void wait(std::uint32_t barrier, int parity) {
       : "memory");
 }
 
-// A position in a ring of kSlots barriers, and the parity of the phase that it stands for.
+// A position in a ring of kSlots slots, and the parity of the phase that their barriers, if they
+// have any, are in there.
 template <int kSlots>
 struct RingPosition {
   int slot = 0;
