@@ -87,6 +87,10 @@ AttentionOptions options() {
   return options;
 }
 
+TensorView tokens(const Buffer& buffer, std::int64_t count, int heads) {
+  return TensorView::contiguous(buffer.data(), DType::kBFloat16, {count, heads, kHeadDim}, cuda(0));
+}
+
 // 0: no goal.
 void add_goal(HostResult& result, double limit_us) {
   if (limit_us == 0) return;
@@ -139,14 +143,12 @@ std::vector<HostResult> device_plan_costs(std::int64_t batch, double limit_us, i
   BatchAttention attention(service.manager(), windowed);
   const Buffer q(batch * kQoHeads * kHeadDim * 2), out(q.num_bytes());
   fill_normal(q.data(), q.num_bytes() / 2, 3, stream.get());
-  const auto view = [batch](const Buffer& buffer) {
-    return TensorView::contiguous(buffer.data(), DType::kBFloat16, {batch, kQoHeads, kHeadDim},
-                                  cuda(0));
-  };
   const auto plan = [&](int) {
     attention.plan_sequences(service.sequences(), service.ids(), q_indptr, {stream.get()});
   };
-  const auto run = [&](int) { attention.run(view(q), view(out), {}, 0, {stream.get()}); };
+  const auto run = [&](int) {
+    attention.run(tokens(q, batch, kQoHeads), tokens(out, batch, kQoHeads), {}, 0, {stream.get()});
+  };
   const auto both = [&](int i) { plan(i), run(i); };
   plan(0);
   constexpr int kRuns = 2;  // enqueued while the stream is held
@@ -171,10 +173,6 @@ std::vector<HostResult> step_costs(std::int64_t batch, double limit_us, int num_
   Service service(batch, 9 * (num_samples + 40) + kPageSize);
   const OwnStream stream;
   const Stream on{stream.get()};
-  const auto tokens = [batch](const Buffer& buffer, int heads) {
-    return TensorView::contiguous(buffer.data(), DType::kBFloat16, {batch, heads, kHeadDim},
-                                  cuda(0));
-  };
   const std::int64_t bytes = batch * kHeadDim * 2;
   const Buffer k(bytes * kKvHeads), v(bytes * kKvHeads), q(bytes * kQoHeads), out(bytes * kQoHeads);
   for (const Buffer* buffer : {&k, &v, &q}) {
@@ -188,8 +186,8 @@ std::vector<HostResult> step_costs(std::int64_t batch, double limit_us, int num_
   capacity.max_pages = service.manager().config().num_pages;
   BatchAttention captured(service.manager(), options(), capacity);
   const auto launch = [&](const BatchAttention& attention) {
-    attention.append_kv(tokens(k, kKvHeads), tokens(v, kKvHeads), 0, on);
-    attention.run(tokens(q, kQoHeads), tokens(out, kQoHeads), {}, 0, on);
+    attention.append_kv(tokens(k, batch, kKvHeads), tokens(v, batch, kKvHeads), 0, on);
+    attention.run(tokens(q, batch, kQoHeads), tokens(out, batch, kQoHeads), {}, 0, on);
   };
   const auto advance_packed = [&](BatchAttention& attention) {
     service.sequences().allocate_decoding(service.ids(), on);

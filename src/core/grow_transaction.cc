@@ -90,13 +90,13 @@ void GrowTransaction::apply_turns() {
     if (num_new_slots(i) > 0) give_back_dead_pages(turns_[i]);
   }
   available_ = pool_.available();
-  may_share_ = any_last_page_is_shared();
+  const bool may_share = any_last_page_is_shared();
   for (std::size_t i = 0; i < turns_.size(); ++i) {
     const std::int64_t length = turns_[i].sequence->length;
     require(num_new_slots(i) <= kMaxLength - length, "seq_new_lens: got ", num_new_slots(i),
             " for sequence ", seq_ids_[i], " of length ", length,
             "; expected a total of at most 2^62");
-    if (num_new_slots(i) > 0) grow(turns_[i], num_new_slots(i));
+    if (num_new_slots(i) > 0) grow(turns_[i], num_new_slots(i), may_share);
   }
 }
 
@@ -161,13 +161,13 @@ void GrowTransaction::put_back(SequenceData& sequence, const Drop& drop) const n
       static_cast<std::int64_t>(drop.pages.size()) * descriptor_.pool().page_size();
 }
 
-void GrowTransaction::grow(Turn& turn, std::int64_t num_new_slots) {
+void GrowTransaction::grow(Turn& turn, std::int64_t num_new_slots, bool may_share) {
   SequenceData& sequence = *turn.sequence;
   // As an earlier turn has left it.
   turn.old_num_pages = static_cast<std::int32_t>(sequence.kv_page_indices.size());
   const int page_size = descriptor_.pool().page_size();
   const int room = sequence.last_page_len == 0 ? 0 : page_size - sequence.last_page_len;
-  if (room > 0 && may_share_) give_up_shared_page(turn);
+  if (room > 0 && may_share) give_up_shared_page(turn);
   if (num_new_slots <= room) {
     sequence.last_page_len += static_cast<int>(num_new_slots);
   } else {

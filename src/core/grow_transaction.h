@@ -83,7 +83,8 @@ class GrowTransaction {
   Turn& begin_turn(std::size_t place);
   void give_back_dead_pages(Turn& turn);
   void put_back(SequenceData& sequence, const Drop& drop) const noexcept;
-  void grow(Turn& turn, std::int64_t num_new_slots);
+  // `may_share`: whether the last page may be shared.
+  void grow(Turn& turn, std::int64_t num_new_slots, bool may_share);
   // Apart from what growing does, since last pages and their counts lie far apart: in a short loop
   // the processor waits for many of them at once.
   bool any_last_page_is_shared() const noexcept;
@@ -100,7 +101,6 @@ class GrowTransaction {
   PoolTransaction pool_;
   std::int64_t needed_ = 0;
   std::int64_t available_ = 0;
-  bool may_share_ = false;   // some turn's last page may have to be given up
   std::vector<Turn> turns_;  // reserved: pool_ points at their shared pages
   std::vector<Drop> drops_;  // pool_ points into them; apart from the turns, since few have any
   std::vector<PageCopy> copies_;

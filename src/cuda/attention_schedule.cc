@@ -49,19 +49,11 @@ std::vector<Fa3Tile> sorted_fa3_tiles(const ScheduleOptions& options, const Atte
 // Chooses the limit of runs, by which items are counted.
 void count_items(const ScheduleOptions& options, const std::vector<decode::Cut>& cuts,
                  ScheduleCounts& counts) {
-  std::int64_t ends[decode::kNumRunLimits];
-  std::int64_t items[decode::kNumRunLimits];
-  std::int32_t num_tiles = 0;
-  for (const decode::Cut& cut : cuts) num_tiles += cut.num_tiles;
-  for (int i = 0; i < decode::kNumRunLimits; ++i) {
-    decode::BatchItems batch;
-    for (const decode::Cut& cut : cuts) batch.add(cut, decode::run_limit(i));
-    ends[i] = decode::end_of(batch, num_tiles, chunk_rule_of(options.shape), options.decode_blocks);
-    items[i] = batch.items;
+  counts.run_limit =
+      decode::run_limit_of(cuts, chunk_rule_of(options.shape), options.decode_blocks);
+  for (const decode::Cut& cut : cuts) {
+    counts.decode_items += decode::num_items(cut, counts.run_limit);
   }
-  const int best = decode::best_run_limit(ends);
-  counts.decode_items = items[best];
-  counts.run_limit = decode::run_limit(best);
 }
 
 // `cuts`: of decode's rows.

@@ -132,15 +132,8 @@ TEST_F(CudaConcurrency, PlansAndRunsOfSequencesOverlap) {
   CacheDescriptor sequences(manager);
   std::vector<SeqId> ids;
   for (const std::int64_t kv_len : kLengths) {
-    const auto id = static_cast<SeqId>(ids.size());
-    sequences.allocate({id}, {kv_len});
-    Tensor keys(cuda(0), c.q_dtype, {kv_len, c.num_kv_heads, c.head_dim});
-    Tensor values(cuda(0), c.q_dtype, {kv_len, c.num_kv_heads, c.head_dim});
-    fill_with_normals(keys, random);
-    fill_with_normals(values, random);
-    manager.append_kv(keys.view(), values.view(), sequences.pack_for_flashinfer({id}),
-                      {0, static_cast<std::int32_t>(kv_len)});
-    ids.push_back(id);
+    ids.push_back(std::ssize(ids));
+    start_with_normals(c, manager, sequences, ids.back(), kv_len, random);
   }
   Tensor q(cuda(0), c.q_dtype, {std::ssize(ids), c.num_qo_heads, c.head_dim});
   fill_with_normals(q, random);

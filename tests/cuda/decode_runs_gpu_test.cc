@@ -51,13 +51,7 @@ class CudaDecodeRuns : public ::testing::TestWithParam<RunCase> {
 
   void start(std::int64_t kv_len, int count) {
     const auto parent = static_cast<SeqId>(ids.size());
-    sequences->allocate({parent}, {kv_len});
-    const std::vector<std::int64_t> tokens{kv_len, c.num_kv_heads, c.head_dim};
-    Tensor keys(cuda(0), c.q_dtype, tokens), values(cuda(0), c.q_dtype, tokens);
-    fill_with_normals(keys, random);
-    fill_with_normals(values, random);
-    manager->append_kv(keys.view(), values.view(), sequences->pack_for_flashinfer({parent}),
-                       {0, static_cast<std::int32_t>(kv_len)});
+    start_with_normals(c, *manager, *sequences, parent, kv_len, random);
     for (int i = 0; i < count; ++i) {
       const auto id = parent + i;
       if (i > 0) sequences->fork(parent, id);

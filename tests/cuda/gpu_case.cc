@@ -49,6 +49,18 @@ GpuResult attend_on_gpu(const AttentionCase& c, const std::vector<ref::Row>& row
   return result;
 }
 
+void start_with_normals(const AttentionCase& c, PagedKVCacheManager& manager,
+                        CacheDescriptor& sequences, SeqId id, std::int64_t kv_len,
+                        std::mt19937_64& random) {
+  sequences.allocate({id}, {kv_len});
+  const std::vector<std::int64_t> tokens{kv_len, c.num_kv_heads, c.head_dim};
+  Tensor keys(cuda(0), c.q_dtype, tokens), values(cuda(0), c.q_dtype, tokens);
+  fill_with_normals(keys, random);
+  fill_with_normals(values, random);
+  manager.append_kv(keys.view(), values.view(), sequences.pack_for_flashinfer({id}),
+                    {0, static_cast<std::int32_t>(kv_len)});
+}
+
 std::vector<std::vector<std::byte>> bytes_by_row(const std::vector<ref::Row>& rows,
                                                  const CallTensors& tensors) {
   std::vector<std::vector<std::byte>> parts(rows.size());

@@ -8,6 +8,8 @@
 #include "attention_case.h"
 #include "conformance.h"
 #include "paged_batch.h"
+#include "seqattn/cache_descriptor.h"
+#include "seqattn/paged_kv_cache_manager.h"
 
 // Attention on a GPU in the words of the attention suite: a case, random rows, a paged cache full
 // of NaN where no row has a token, the oracle.
@@ -31,6 +33,12 @@ struct GpuResult {
 // Plans the batch and runs it once.
 GpuResult attend_on_gpu(const AttentionCase& c, const std::vector<ref::Row>& rows,
                         const PagedBatch& batch);
+
+// Starts a sequence of so many tokens, whose keys and values are normals, in the manager's one
+// layer.
+void start_with_normals(const AttentionCase& c, PagedKVCacheManager& manager,
+                        CacheDescriptor& sequences, SeqId id, std::int64_t kv_len,
+                        std::mt19937_64& random);
 
 // The bytes of each row's out and lse.
 std::vector<std::vector<std::byte>> bytes_by_row(const std::vector<ref::Row>& rows,

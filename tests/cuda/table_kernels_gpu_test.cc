@@ -2,7 +2,6 @@
 // entry, and by which limit decode's items are counted, for updates of all the ways they travel.
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <random>
 #include <string>
@@ -90,7 +89,7 @@ class CudaTables : public ::testing::TestWithParam<TableCase> {
       cuts.push_back(q_lens[i] == 0 ? decode::Cut{.num_chunks = 0, .num_runs = 0}
                                     : decode::cut_of(tiles.count, q_lens[i], param.rule));
     }
-    expected.run_limit = run_limit_of(cuts);
+    expected.run_limit = decode::run_limit_of(cuts, param.rule, kNumBlocks);
     expected.page_begin = page_begin;
     expected.kv_len = kv_lens;
     expected.q_position.clear();
@@ -107,18 +106,6 @@ class CudaTables : public ::testing::TestWithParam<TableCase> {
     expected.num_rows = param.num_rows;
     expected.num_tokens = expected.q_indptr.back();
     return update;
-  }
-
-  std::int32_t run_limit_of(const std::vector<decode::Cut>& cuts) const {
-    std::int32_t num_tiles = 0;
-    for (const decode::Cut& cut : cuts) num_tiles += cut.num_tiles;
-    std::int64_t ends[decode::kNumRunLimits];
-    for (int i = 0; i < decode::kNumRunLimits; ++i) {
-      decode::BatchItems items;
-      for (const decode::Cut& cut : cuts) items.add(cut, decode::run_limit(i));
-      ends[i] = decode::end_of(items, num_tiles, param.rule, kNumBlocks);
-    }
-    return decode::run_limit(decode::best_run_limit(ends));
   }
 
   DeviceTables on_device() const {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "decode_items.h"
 
@@ -56,6 +57,19 @@ constexpr int best_run_limit(const std::int64_t (&ends)[kNumRunLimits]) {
     if (ends[i] < ends[best]) best = i;
   }
   return best;
+}
+
+// The limit of a batch whose rows are cut like that, on the host.
+constexpr int run_limit_of(std::span<const Cut> cuts, const ChunkRule& rule, int num_blocks) {
+  std::int32_t num_tiles = 0;
+  for (const Cut& cut : cuts) num_tiles += cut.num_tiles;
+  std::int64_t ends[kNumRunLimits] = {};
+  for (int i = 0; i < kNumRunLimits; ++i) {
+    BatchItems batch;
+    for (const Cut& cut : cuts) batch.add(cut, run_limit(i));
+    ends[i] = end_of(batch, num_tiles, rule, num_blocks);
+  }
+  return run_limit(best_run_limit(ends));
 }
 
 }  // namespace seqattn::decode
