@@ -45,7 +45,7 @@ struct ScheduleLayout {
   std::size_t totals;  // int32 [kNumTotals], for kernels whose launch is fixed, and for decode
   // As in Fa2Batch; in tables that are kept page_indptr is where a row's pages begin, and no more.
   std::size_t page_indices, page_indptr, last_page_len, q_indptr;
-  std::size_t kv_len;                                  // [rows], of decode::Batch
+  std::size_t decode_rows;                             // decode::PlannedRow [rows]
   std::size_t q_position;                              // [rows]: position of the first query
   std::size_t out_begin;                               // [rows]: see Fa2Batch
   std::size_t item_indptr;                             // [rows + 1], of decode::Batch
@@ -83,7 +83,8 @@ struct Schedule {
 // The longest row that a batch with a capacity may have.
 std::int64_t most_captured_queries(const ScheduleOptions& options);
 
-// How decode cuts a row of its path, for each KV head.
+// Of a row of decode's path: the tiles that its queries see, and how they are cut for each KV head.
+decode::Tiles decode_tiles(const AttentionShape& shape, std::int64_t q_len, std::int64_t kv_len);
 decode::Cut decode_cut(const AttentionShape& shape, std::int64_t q_len, std::int64_t kv_len);
 
 // Counts and lays out. Throws UnsupportedError for a batch that the kernels' 32-bit indices do not

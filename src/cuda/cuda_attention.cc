@@ -148,9 +148,7 @@ decode::Tables CudaAttention::decode_tables(const Schedule& schedule) const {
   const ScheduleLayout& layout = schedule.layout;
   return {.batch = {.num_rows = static_cast<std::int32_t>(layout.size.rows),
                     .page_indices = tables_.ints(layout.page_indices),
-                    .page_begin = tables_.ints(layout.page_indptr),
-                    .kv_len = tables_.ints(layout.kv_len),
-                    .q_indptr = tables_.ints(layout.q_indptr),
+                    .rows = tables_.at<decode::PlannedRow>(layout.decode_rows),
                     .item_indptr = tables_.ints(layout.item_indptr),
                     .run_limit = tables_.ints(layout.totals) + kRunLimit},
           .query_rows = layout.size.decode_rows,

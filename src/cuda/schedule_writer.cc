@@ -40,6 +40,7 @@ class Writer {
 
   void write_tables();
   void write_rows();
+  void write_decode(std::size_t i, const decode::Cut& cut);
   void write_small(std::size_t i);
   void write_large(std::size_t i, std::int64_t& next_block) const;
   void write_mask(const AttentionRow& row, std::uint8_t* bits) const;
@@ -74,9 +75,6 @@ void Writer::write_tables() {
     ints(layout_.page_indptr)[i] = static_cast<std::int32_t>(row.page_begin);
     ints(layout_.last_page_len)[i] =
         static_cast<std::int32_t>(row.kv_len == 0 ? 0 : (row.kv_len - 1) % shape_.page_size + 1);
-    if (layout_.size.decode_items > 0) {
-      ints(layout_.kv_len)[i] = static_cast<std::int32_t>(row.kv_len);
-    }
     ints(layout_.q_indptr)[i] = static_cast<std::int32_t>(row.q_begin);
     ints(layout_.q_position)[i] = static_cast<std::int32_t>(row.kv_len - row.q_len);
   }
@@ -107,7 +105,7 @@ void Writer::write_rows() {
       case RowPath::kNone:
         break;
       case RowPath::kDecode:
-        num_decode_items_ += decode::num_items(*next_cut++, schedule_.counts.run_limit);
+        write_decode(i, *next_cut++);
         break;
       case RowPath::kSmall:
         write_small(i);
@@ -120,6 +118,19 @@ void Writer::write_rows() {
         break;
     }
   }
+}
+
+void Writer::write_decode(std::size_t i, const decode::Cut& cut) {
+  const AttentionRow& row = plan_.rows[i];
+  auto& planned = reinterpret_cast<decode::PlannedRow*>(memory_ + layout_.decode_rows)[i];
+  planned =
+      decode::planned(decode_tiles(shape_, row.q_len, row.kv_len), cut, schedule_.counts.run_limit);
+  planned.page_begin = static_cast<std::int32_t>(row.page_begin);
+  planned.kv_len = static_cast<std::int32_t>(row.kv_len);
+  planned.q_begin = static_cast<std::int32_t>(row.q_begin);
+  planned.q_len = static_cast<std::int32_t>(row.q_len);
+  planned.item_begin = static_cast<std::int32_t>(num_decode_items_);
+  num_decode_items_ += planned.num_items;
 }
 
 void Writer::write_small(std::size_t i) {

@@ -98,10 +98,13 @@ struct Row {
   std::int32_t page_begin = 0, kv_len = 0, q_len = 0;
 };
 
+__device__ decode::Tiles tiles_of(const Row& row, const Header& header) {
+  return decode::visible_tiles(row.kv_len, row.q_len, header.window_left);
+}
+
 __device__ decode::Cut cut_of(const Row& row, const Header& header) {
   if (row.q_len == 0) return {.num_chunks = 0, .num_runs = 0};
-  const auto tiles = decode::visible_tiles(row.kv_len, row.q_len, header.window_left);
-  return decode::cut_of(tiles.count, row.q_len, header.rule);
+  return decode::cut_of(tiles_of(row, header).count, row.q_len, header.rule);
 }
 
 // One block: its rows are few, and each thread takes some that follow one another. What comes
@@ -158,8 +161,16 @@ __device__ void update(const Header& header, const DeviceTables& tables,
     tables.item_indptr[i] = front.items;
     if (i < num_rows) {
       tables.page_begin[i] = row.page_begin;
-      tables.kv_len[i] = row.kv_len;
       tables.q_position[i] = row.kv_len - row.q_len;
+    }
+    if (row.q_len > 0) {
+      decode::PlannedRow planned = decode::planned(tiles_of(row, header), cut, run_limit);
+      planned.page_begin = row.page_begin;
+      planned.kv_len = row.kv_len;
+      planned.q_begin = front.queries;
+      planned.q_len = row.q_len;
+      planned.item_begin = front.items;
+      tables.rows[i] = planned;
     }
     front = front + sums;
   }

@@ -15,7 +15,7 @@ struct DeviceTables {
   std::int32_t max_rows = 0;
   std::int32_t* page_indices = nullptr;
   std::int32_t* page_begin = nullptr;   // [max_rows]
-  std::int32_t* kv_len = nullptr;       // [max_rows]
+  decode::PlannedRow* rows = nullptr;   // [max_rows], written where a row has queries
   std::int32_t* q_position = nullptr;   // [max_rows]
   std::int32_t* q_indptr = nullptr;     // [max_rows + 1]
   std::int32_t* item_indptr = nullptr;  // [max_rows + 1]

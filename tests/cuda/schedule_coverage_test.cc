@@ -180,6 +180,7 @@ class Coverage {
     const auto rows = static_cast<std::int64_t>(plan_.rows.size());
     if (written_.schedule().counts.decode_items == 0) return;
     const auto indptr = written_.ints(written_.layout().item_indptr, rows + 1);
+    const auto planned = written_.decode_rows();
     EXPECT_EQ(indptr[0], 0);
     EXPECT_EQ(indptr[plan_.rows.size()], written_.schedule().counts.decode_items);
     for (std::size_t i = 0; i < plan_.rows.size(); ++i) {
@@ -194,7 +195,21 @@ class Coverage {
       const std::int64_t tiles = ceil_div(row.kv_len, decode::kTileTokens) - first;
       const decode::Cut cut = decode_cut(options_.shape, row.q_len, row.kv_len);
       EXPECT_EQ(cut.num_tiles, tiles) << "row " << i;
-      EXPECT_EQ(items, decode::num_items(cut, written_.schedule().counts.run_limit)) << "row " << i;
+      const int limit = written_.schedule().counts.run_limit;
+      EXPECT_EQ(items, decode::num_items(cut, limit)) << "row " << i;
+      const decode::PlannedRow& of = planned[i];
+      EXPECT_EQ(of.page_begin, row.page_begin);
+      EXPECT_EQ(of.kv_len, row.kv_len);
+      EXPECT_EQ(of.q_begin, row.q_begin);
+      EXPECT_EQ(of.q_len, row.q_len);
+      EXPECT_EQ(of.item_begin, indptr[i]);
+      EXPECT_EQ(of.num_items, items);
+      EXPECT_EQ(of.first_tile, first);
+      EXPECT_EQ(of.end_tile, first + tiles);
+      EXPECT_EQ(of.chunk_tiles, cut.chunk_tiles);
+      EXPECT_EQ(of.num_chunks, cut.num_chunks);
+      EXPECT_EQ(of.item_chunks, decode::takes_runs(cut, limit) ? cut.run_chunks : 1);
+      EXPECT_EQ(of.run_items, decode::takes_runs(cut, limit) ? 1 : cut.run_chunks);
     }
     EXPECT_EQ(written_.ints(written_.layout().totals, kNumTotals)[kRunLimit],
               written_.schedule().counts.run_limit);

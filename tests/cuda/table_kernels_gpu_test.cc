@@ -30,7 +30,8 @@ constexpr int kNumPages = 4000, kNumBlocks = 264;
 
 // What DeviceTables point to.
 struct Tables {
-  std::vector<std::int32_t> page_indices, page_begin, kv_len, q_position, q_indptr, item_indptr;
+  std::vector<std::int32_t> page_indices, page_begin, q_position, q_indptr, item_indptr;
+  std::vector<decode::PlannedRow> rows;
   std::int32_t num_rows = 0, num_tokens = 0, run_limit = 0;
 };
 
@@ -39,7 +40,8 @@ class CudaTables : public ::testing::TestWithParam<TableCase> {
   void SetUp() override {
     if (!has_gpu()) GTEST_SKIP() << "no GPU here: this test needs one";
     const auto rows = static_cast<std::size_t>(param.max_rows);
-    sizes = {kNumPages, rows, rows, rows, rows + 1, rows + 1, 3};
+    constexpr std::size_t kRowInts = sizeof(decode::PlannedRow) / sizeof(std::int32_t);
+    sizes = {rows * kRowInts, kNumPages, rows, rows, rows + 1, rows + 1, 3};
     std::size_t total = 0;
     for (const std::size_t size : sizes) total += size;
     check(cudaMalloc(reinterpret_cast<void**>(&memory), total * sizeof(std::int32_t)));
@@ -91,11 +93,20 @@ class CudaTables : public ::testing::TestWithParam<TableCase> {
     }
     expected.run_limit = decode::run_limit_of(cuts, param.rule, kNumBlocks);
     expected.page_begin = page_begin;
-    expected.kv_len = kv_lens;
     expected.q_position.clear();
+    expected.rows.clear();
     expected.q_indptr = expected.item_indptr = {0};
     for (std::size_t i = 0; i < cuts.size(); ++i) {
       expected.q_position.push_back(kv_lens[i] - q_lens[i]);
+      decode::PlannedRow row =
+          decode::planned(decode::visible_tiles(kv_lens[i], q_lens[i], param.window_left), cuts[i],
+                          expected.run_limit);
+      row.page_begin = page_begin[i];
+      row.kv_len = kv_lens[i];
+      row.q_begin = expected.q_indptr.back();
+      row.q_len = q_lens[i];
+      row.item_begin = expected.item_indptr.back();
+      expected.rows.push_back(row);
       expected.q_indptr.push_back(expected.q_indptr.back() + q_lens[i]);
       expected.item_indptr.push_back(expected.item_indptr.back() +
                                      decode::num_items(cuts[i], expected.run_limit));
@@ -116,9 +127,9 @@ class CudaTables : public ::testing::TestWithParam<TableCase> {
       next += size;
     }
     return {.max_rows = param.max_rows,
-            .page_indices = at[0],
-            .page_begin = at[1],
-            .kv_len = at[2],
+            .page_indices = at[1],
+            .page_begin = at[2],
+            .rows = reinterpret_cast<decode::PlannedRow*>(at[0]),
             .q_position = at[3],
             .q_indptr = at[4],
             .item_indptr = at[5],
@@ -138,7 +149,14 @@ class CudaTables : public ::testing::TestWithParam<TableCase> {
     const auto rows = static_cast<std::size_t>(param.num_rows);
     EXPECT_EQ(read(tables.page_indices, kNumPages), expected.page_indices);
     EXPECT_EQ(read(tables.page_begin, rows), expected.page_begin);
-    EXPECT_EQ(read(tables.kv_len, rows), expected.kv_len);
+    std::vector<decode::PlannedRow> planned(rows);
+    check(cudaMemcpy(planned.data(), tables.rows, rows * sizeof(decode::PlannedRow),
+                     cudaMemcpyDeviceToHost));
+    for (std::size_t i = 0; i < rows; ++i) {
+      if (expected.rows[i].q_len > 0) {
+        EXPECT_TRUE(planned[i] == expected.rows[i]) << "row " << i;
+      }
+    }
     EXPECT_EQ(read(tables.q_position, rows), expected.q_position);
     EXPECT_EQ(read(tables.q_indptr, sizes[4]), expected.q_indptr);
     EXPECT_EQ(read(tables.item_indptr, sizes[5]), expected.item_indptr);

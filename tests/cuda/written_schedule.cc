@@ -68,6 +68,12 @@ std::span<const std::int32_t> WrittenSchedule::ints(std::size_t offset, std::int
   return {reinterpret_cast<const std::int32_t*>(begin), static_cast<std::size_t>(count)};
 }
 
+std::span<const decode::PlannedRow> WrittenSchedule::decode_rows() const {
+  const auto* const begin = reinterpret_cast<const std::byte*>(memory_.data());
+  return {reinterpret_cast<const decode::PlannedRow*>(begin + layout().decode_rows),
+          static_cast<std::size_t>(layout().size.rows)};
+}
+
 std::span<const std::uint8_t> WrittenSchedule::bytes(std::size_t offset, std::int64_t count) const {
   return {reinterpret_cast<const std::uint8_t*>(memory_.data()) + offset,
           static_cast<std::size_t>(count)};

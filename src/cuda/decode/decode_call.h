@@ -16,9 +16,7 @@ namespace seqattn::decode {
 struct Batch {
   std::int32_t num_rows = 0;
   const std::int32_t* page_indices = nullptr;
-  const std::int32_t* page_begin = nullptr;  // [num_rows]: where a row's pages begin
-  const std::int32_t* kv_len = nullptr;      // [num_rows]
-  const std::int32_t* q_indptr = nullptr;    // [num_rows + 1]
+  const PlannedRow* rows = nullptr;  // [num_rows]; nothing for those without queries
   // [num_rows + 1]: items in front of a row, for one KV head. A row without queries has none.
   const std::int32_t* item_indptr = nullptr;
   const std::int32_t* run_limit = nullptr;  // decode_runs.h, in tiles

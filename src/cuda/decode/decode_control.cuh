@@ -11,6 +11,7 @@ namespace seqattn::decode {
 // already, waiting for it: no loads of memory that nobody writes (__ldg).
 
 // The row that has item number `item` of item_indptr, by a warp: the last one that begins no later.
+// Rows without items begin where the next one does: the last of these has them.
 __device__ __forceinline__ int row_of(const Batch& batch, int item, int lane) {
   int first = 0, count = batch.num_rows;  // among rows [first, first + count)
   while (count > 1) {
@@ -24,9 +25,10 @@ __device__ __forceinline__ int row_of(const Batch& batch, int item, int lane) {
   return first;
 }
 
-// Of an item: how many tiles a chunk has, and the row's last one fewer; where the row's end.
+// Of an item: where the row's pages begin; how many tiles a chunk has, and the row's last one
+// fewer; where the row's end.
 struct ItemTiles {
-  int chunk = 0, end = 0;
+  int page_begin = 0, chunk = 0, end = 0;
 };
 
 __device__ __forceinline__ void begin_at(Chunk& chunk, int tile, const ItemTiles& tiles) {
@@ -34,33 +36,31 @@ __device__ __forceinline__ void begin_at(Chunk& chunk, int tile, const ItemTiles
   chunk.num_tiles = max(0, min(tiles.chunk, tiles.end - tile));
 }
 
-// The first chunk of an item.
-template <class S>
-__device__ __forceinline__ Chunk first_of(const Call& call, int item, int run_limit, int lane,
+// An item among all: heads of a row's item lie side by side.
+struct Item {
+  int index, in_rows, head;  // in_rows: its number among those of one head
+  __device__ Item(int index, int num_heads)
+      : index(index), in_rows(index / num_heads), head(index - in_rows * num_heads) {}
+};
+
+// The first chunk of an item, which is the row's.
+__device__ __forceinline__ Chunk first_of(const Call& call, const Item& item, int row,
                                           ItemTiles& tiles) {
-  const Batch& batch = call.batch;
+  const PlannedRow planned = call.batch.rows[row];
   Chunk chunk;
-  chunk.head = item % call.num_kv_heads;
-  const int in_rows = item / call.num_kv_heads;
-  // Rows without items begin where the next one does: the last of these has them.
-  chunk.row = row_of(batch, in_rows, lane);
-  const int begin = batch.item_indptr[chunk.row];
-  chunk.number = in_rows - begin;
-  chunk.num_items = batch.item_indptr[chunk.row + 1] - begin;
-  chunk.partial = item;
-  chunk.kv_len = batch.kv_len[chunk.row];
-  chunk.q_begin = batch.q_indptr[chunk.row];
-  chunk.q_len = batch.q_indptr[chunk.row + 1] - chunk.q_begin;
-  const Tiles visible = visible_tiles(chunk.kv_len, chunk.q_len, call.window_left);
-  const Cut cut =
-      cut_of(visible.count, chunk.q_len, {call.num_kv_heads, call.group_size, S::kIsFloat8});
-  tiles = {cut.chunk_tiles, visible.first + visible.count};
-  const bool is_run = takes_runs(cut, run_limit);
-  const int first = chunk.number * (is_run ? cut.run_chunks : 1);
-  chunk.run_items = is_run ? 1 : cut.run_chunks;
-  chunk.is_of_run = is_run && cut.num_chunks > 1;
-  chunk.num_left = is_run ? min(cut.run_chunks, cut.num_chunks - first) - 1 : 0;
-  begin_at(chunk, visible.first + first * cut.chunk_tiles, tiles);
+  chunk.head = item.head;
+  chunk.number = item.in_rows - planned.item_begin;
+  chunk.num_items = planned.num_items;
+  chunk.partial = item.index;
+  chunk.kv_len = planned.kv_len;
+  chunk.q_begin = planned.q_begin;
+  chunk.q_len = planned.q_len;
+  const int first = chunk.number * planned.item_chunks;
+  chunk.run_items = planned.run_items;
+  chunk.is_of_run = planned.item_chunks > 1;
+  chunk.num_left = min(planned.item_chunks, planned.num_chunks - first) - 1;
+  tiles = {planned.page_begin, planned.chunk_tiles, planned.end_tile};
+  begin_at(chunk, planned.first_tile + first * planned.chunk_tiles, tiles);
   return chunk;
 }
 
@@ -79,32 +79,35 @@ __device__ __forceinline__ void load_queries(const Call& call, T (*to)[kDim], co
 
 template <class S>
 __device__ __forceinline__ void schedule(const Call& call, Shared<S>& shared, int lane) {
+  Item item(static_cast<int>(blockIdx.x), call.num_kv_heads);
+  int next = 0;
   wait_for_predecessor();
+  int row = row_of(call.batch, item.in_rows, lane);  // while the total is under way
   const int total = call.batch.item_indptr[call.batch.num_rows] * call.num_kv_heads;
   const int run_limit = *call.batch.run_limit;
   const int group = call.group_size;
   RingPosition<kChunkSlots> at;
   RingPosition<1> queries;
   PublicationCount count;
-  int item = static_cast<int>(blockIdx.x), next = 0;
   Chunk chunk{};
   ItemTiles tiles;
   bool is_first = true;  // of its item
   if (lane == 0) shared.is_busy = 2 * total > static_cast<int>(gridDim.x) || run_limit > 0;
   while (true) {
-    const bool is_end = item >= total;
+    const bool is_end = item.index >= total;
     std::int32_t pages[S::kMaxChunkTiles / 32];
     if (!is_end) {
       if (is_first) {
         if (lane == 0) next = static_cast<int>(gridDim.x + atomicAdd(call.next_item, 1u));
-        chunk = first_of<S>(call, item, run_limit, lane, tiles);
+        chunk = first_of(call, item, row, tiles);
       }
-      const std::int32_t* const table = call.batch.page_indices + call.batch.page_begin[chunk.row];
+      const std::int32_t* const table = call.batch.page_indices + tiles.page_begin;
       const int tiles_per_page = call.page_size / kTileTokens;
 #pragma unroll
       for (int i = 0; i < S::kMaxChunkTiles / 32; ++i) {
-        const int tile = i * 32 + lane;
-        pages[i] = tile < chunk.num_tiles ? table[(chunk.first_tile + tile) / tiles_per_page] : 0;
+        int page = chunk.first_tile + i * 32 + lane;
+        if (tiles_per_page > 1) page /= tiles_per_page;
+        pages[i] = i * 32 + lane < chunk.num_tiles ? table[page] : 0;
       }
     }
     wait(address_of(shared.chunk_empty[at.slot]), at.parity ^ 1);
@@ -142,7 +145,8 @@ __device__ __forceinline__ void schedule(const Call& call, Shared<S>& shared, in
     __syncwarp();
     is_first = chunk.num_left == 0;
     if (is_first) {
-      item = __shfl_sync(~0u, next, 0);
+      item = Item(__shfl_sync(~0u, next, 0), call.num_kv_heads);
+      if (item.index < total) row = row_of(call.batch, item.in_rows, lane);
     } else {
       begin_at(chunk, chunk.first_tile + chunk.num_tiles, tiles);
       --chunk.num_left;
@@ -167,7 +171,8 @@ __device__ __forceinline__ void load_tiles(const Call& call, Shared<S>& shared) 
     if (chunk.num_items == 0) return;
     const bool is_busy = shared.is_busy;
     const std::int32_t* const pages = shared.pages[at.slot];
-    int page = pages[0], tile_of_page = chunk.first_tile % tiles_per_page;
+    int page = pages[0], tile_of_page = 0;
+    if (tiles_per_page > 1) tile_of_page = chunk.first_tile % tiles_per_page;
 #pragma unroll 1  // copies would be instructions to fetch while the first tiles wait for them
     for (int tile = 0; tile < chunk.num_tiles; ++tile) {
       auto& to = shared.ring[stage.slot];
