@@ -57,14 +57,12 @@ CUtensorMap map_of(const Plane& plane) {
   const auto type = plane.dtype == DType::kFloat16    ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                     : plane.dtype == DType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
                                                       : CU_TENSOR_MAP_DATA_TYPE_UINT8;
-  // No more than a box reads: what lies beside it is another head's.
-  const auto promotion = row >= 256   ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B
-                         : row >= 128 ? CU_TENSOR_MAP_L2_PROMOTION_L2_128B
-                                      : CU_TENSOR_MAP_L2_PROMOTION_L2_64B;
   const auto swizzle = block_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B;
+  // Promoted to lines of 256 bytes, boxes of 128 cost 5 % of the bandwidth (docs/performance.md).
   const CUresult status =
       encode(&map, type, kRank, plane.data, sizes.data(), strides.data(), box.data(), steps.data(),
-             CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+             CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_NONE,
+             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
     throw BackendError(concat("cuTensorMapEncodeTiled: error ", static_cast<int>(status)));
   }

@@ -23,7 +23,7 @@ struct Float8 {  // e4m3
 // What the scheduler hands over: a chunk of keys for the queries of one row and one KV head. Chunks
 // of an item follow one another.
 struct Chunk {
-  int row, head;
+  int head;
   int number, num_items;      // of its item among those of its row and head; none: no more work
   int run_items;              // items that make a run
   bool is_of_run;             // the item is a run, not the only chunk of a row
@@ -74,8 +74,7 @@ struct Shape {
   // Tiles that a block has under way at most where most blocks have work (is_busy): as many bytes
   // as keep the memory busy. More would only queue up there, and with them whatever else a block
   // waits for.
-  static constexpr int kMostUnderWay =
-      kBlocksPerSm == 1 ? kStages : (kIsFloat8 ? 32 : 24) * 1024 / (2 * kTileBytes);
+  static constexpr int kMostUnderWay = kBlocksPerSm == 1 ? kStages : 32 * 1024 / (2 * kTileBytes);
   static_assert(kMostUnderWay <= kStages);
   // Of a warp, where registers and stages allow two.
   static constexpr int kTilesAtOnce = kRowBlocks == 1 && kWarpStages > 2 ? 2 : 1;
