@@ -13,7 +13,8 @@
 namespace seqattn {
 namespace {
 
-constexpr int kVectorElements = 8;  // that a thread takes at once
+constexpr int kVectorElements = 8;    // that a thread takes at once
+constexpr int kTokensPerThread = 32;  // parts are more work here than a block
 constexpr float kMaxFloat8 = 448, kLeastScale = 0x1p-126f;
 
 __device__ inline float from_float8(std::uint8_t bits) {
@@ -73,7 +74,7 @@ __device__ __forceinline__ void dequantise_vector(const std::byte* from, float s
 
 // A head is the work of a power of 2 of lanes, side by side in a warp.
 __device__ inline float largest_of_lanes(float x, int num_lanes) {
-  const int lane = static_cast<int>(threadIdx.x) & 31;
+  const int lane = thread_of_block() & 31;
   const unsigned own = num_lanes == 32 ? ~0u : ((1u << num_lanes) - 1) << (lane & -num_lanes);
   for (int other = num_lanes / 2; other > 0; other /= 2) {
     x = fmaxf(x, __shfl_xor_sync(own, x, other));
@@ -186,12 +187,12 @@ void launch(const Kernels& aligned, const Kernels& unaligned, std::span<const Pl
   const TokenSides both = make_sides(planes, tensors, [&](const Plane&) { return num_lanes; });
   const Kernels& kernels = both.is_aligned() ? aligned : unaligned;
   if (tensors[0].dtype == tensors[1].dtype) {
-    launch_tokens(kernels.of(tensors[0].dtype), both, table, stream);
+    launch_tokens(kernels.of(tensors[0].dtype), both, table, kTokensPerThread, stream);
     return;
   }
   for (const int i : {0, 1}) {
     launch_tokens(kernels.of(tensors[static_cast<std::size_t>(i)].dtype), both.only(i), table,
-                  stream);
+                  kTokensPerThread, stream);
   }
 }
 

@@ -9,13 +9,14 @@
 namespace seqattn {
 namespace {
 
-constexpr int kPartElements = 8;  // of a conversion
+constexpr int kPartElements = 8;     // of a conversion
+constexpr int kTokensPerThread = 8;  // measured, as kBatch is: docs/performance.md
 
 // Bytes as they are: a part is one Unit.
 template <class Unit, bool kWrite>
 struct MoveUnit {
   using Value = Unit;
-  static constexpr int kBatch = 4;
+  static constexpr int kBatch = 2;
   static constexpr bool kLoadsEarly = kWrite;
   __device__ static Unit load(const TokenPart& part) {
     return reinterpret_cast<const Unit*>(kWrite ? part.element : part.slot)[part.index];
@@ -70,14 +71,14 @@ void launch_units(std::span<const Plane> planes, std::span<const TensorView> ten
   };
   const TokenSides vectors = with_units(kVectorBytes);
   if (rows_are_whole(kVectorBytes) && vectors.is_aligned()) {
-    launch_tokens(move_units<uint4, kWrite>, vectors, table, stream);
+    launch_tokens(move_units<uint4, kWrite>, vectors, table, kTokensPerThread, stream);
     return;
   }
   const std::int64_t element = size_of(planes[0].dtype);
   const TokenKernel kernel = element == 4   ? move_units<std::uint32_t, kWrite>
                              : element == 2 ? move_units<std::uint16_t, kWrite>
                                             : move_units<std::uint8_t, kWrite>;
-  launch_tokens(kernel, with_units(element), table, stream);
+  launch_tokens(kernel, with_units(element), table, kTokensPerThread, stream);
 }
 
 template <bool kWrite>
@@ -101,15 +102,15 @@ void launch(std::span<const Plane> planes, std::span<const TensorView> tensors,
   const TokenSides parts = make_sides(
       planes, tensors, [](const Plane& plane) { return plane.head_dim / kPartElements; });
   if (converts[0] && converts[1]) {
-    launch_tokens(convert, parts, table, stream);
+    launch_tokens(convert, parts, table, kTokensPerThread, stream);
     return;
   }
   // One side is of the cache's own type.
   const TokenSides elements =
       make_sides(planes, tensors, [](const Plane& plane) { return plane.head_dim; });
-  launch_tokens(convert, parts.only(converts[0] ? 0 : 1), table, stream);
+  launch_tokens(convert, parts.only(converts[0] ? 0 : 1), table, kTokensPerThread, stream);
   launch_tokens(move_units<std::uint16_t, kWrite>, elements.only(converts[0] ? 1 : 0), table,
-                stream);
+                kTokensPerThread, stream);
 }
 
 }  // namespace

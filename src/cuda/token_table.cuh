@@ -37,12 +37,13 @@ struct TokenSide {
 
 struct TokenSides {
   TokenSide side[2];
-  int page_size;
-  int parts_per_token[2];  // of each side; 0 leaves it out
+  int num_sides;  // 1: the first alone
+  int page_size, num_heads;
   bool is_aligned() const { return side[0].is_aligned() && side[1].is_aligned(); }
   TokenSides only(int which) const {
     TokenSides one = *this;
-    one.parts_per_token[1 - which] = 0;
+    one.side[0] = side[which];
+    one.num_sides = 1;
     return one;
   }
 };
@@ -72,11 +73,11 @@ __device__ inline std::int32_t row_of(const TokenTable& table, std::int32_t toke
   return low;
 }
 
-__device__ inline TokenPlace place_of(const TokenTable& table, std::int64_t token, int page_size) {
-  const std::int32_t row = row_of(table, static_cast<std::int32_t>(token));
-  const std::int64_t position = table.begin[row] + token - table.indptr[row];
-  return {table.page_indices[table.page_begin[row] + position / page_size],
-          static_cast<int>(position % page_size)};
+__device__ inline TokenPlace place_of(const TokenTable& table, std::int32_t token, int page_size) {
+  const std::int32_t row = row_of(table, token);
+  const std::int32_t position = table.begin[row] + (token - table.indptr[row]);
+  const std::int32_t page = position / page_size;
+  return {table.page_indices[table.page_begin[row] + page], position - page * page_size};
 }
 
 // A part of a head of one token. Of `place` and `slot` nothing is known before the lookup.
@@ -88,6 +89,10 @@ struct TokenPart {
   std::byte* slot;  // the head in the plane
 };
 
+__device__ inline int thread_of_block() {
+  return static_cast<int>((threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x);
+}
+
 // For a Move whose `store` does it all.
 struct MoveInOne {
   struct Value {};
@@ -96,8 +101,10 @@ struct MoveInOne {
   __device__ static Value load(const TokenPart&) { return {}; }
 };
 
-// Moves what this thread has of the block's tokens: one part of a token after the other, and of
-// each all tokens, kBatch at a time. A Move says
+// Moves what this thread has of the block's tokens. A block's threads are [sides][tokens at once]
+// [heads][parts of a head], the grid is [heads][tokens]: short blocks are quickest, and divide
+// nothing to know what their threads have. Of its side and head (none behind the last head) a
+// thread takes one part after the other, and of each its tokens, kBatch at a time. A Move says
 //   Value load(const TokenPart&)                what is to be moved
 //   void store(const TokenPart&, const Value&)  does the rest
 //   kBatch                                      how many are loaded before the first is stored
@@ -108,40 +115,33 @@ template <class Move>
 __device__ __forceinline__ void move_parts(const TokenSides& sides, const TokenTable& table,
                                            int tokens_per_block) {
   __shared__ TokenPlace places[kMostTokens];
-  const std::int64_t num_tokens =
-      table.num_tokens_device != nullptr ? *table.num_tokens_device : table.num_tokens;
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * tokens_per_block;
+  const auto num_tokens = static_cast<int>(
+      table.num_tokens_device != nullptr ? *table.num_tokens_device : table.num_tokens);
+  const int first = static_cast<int>(blockIdx.x) * tokens_per_block;
   if (first >= num_tokens) return;
-  const int count =
-      static_cast<int>(min(static_cast<std::int64_t>(tokens_per_block), num_tokens - first));
-  const int per_token = sides.parts_per_token[0] + sides.parts_per_token[1];
-  const int lanes = min(per_token, kTokenThreads), at_once = kTokenThreads / lanes;
-  const int first_token = static_cast<int>(threadIdx.x) / lanes;
-  const int first_part = static_cast<int>(threadIdx.x) - first_token * lanes;
+  const int count = min(tokens_per_block, num_tokens - first);
+  const int at_once = static_cast<int>(blockDim.z) >> (sides.num_sides - 1);
+  const bool is_second = static_cast<int>(threadIdx.z) >= at_once;
+  const TokenSide& side = sides.side[is_second ? 1 : 0];
+  const int first_token = static_cast<int>(threadIdx.z) - (is_second ? at_once : 0);
+  const int head = static_cast<int>(blockIdx.y * blockDim.y + threadIdx.y);
+  const bool has_any = head < sides.num_heads && first_token < count;
+  std::byte* const tensor =
+      side.tensor + first * side.tensor_token_stride + head * side.tensor_head_stride;
+  std::byte* const plane = side.plane + head * side.head_stride;
 
   using Value = typename Move::Value;
   Value values[Move::kBatch];
-  const auto for_batch = [&](int in_token, int begin, bool has_places, const auto& body) {
-    const int which = in_token >= sides.parts_per_token[0] ? 1 : 0;
-    const int in_side = which == 0 ? in_token : in_token - sides.parts_per_token[0];
-    const TokenSide& side = sides.side[which];
-    const int head = in_side / side.parts_per_head;
-    std::byte* const tensor =
-        side.tensor + first * side.tensor_token_stride + head * side.tensor_head_stride;
+  const auto for_batch = [&](int index, int begin, bool has_places, const auto& body) {
 #pragma unroll
     for (int i = 0; i < Move::kBatch; ++i) {
       const int token = begin + i * at_once;
       if (token >= count) break;
-      TokenPart part{side,
-                     head,
-                     in_side - head * side.parts_per_head,
-                     tensor + token * side.tensor_token_stride,
-                     {},
-                     nullptr};
+      TokenPart part{side, head, index, tensor + token * side.tensor_token_stride, {}, nullptr};
       if (has_places) {
         part.place = places[token];
-        part.slot = side.plane + part.place.page * side.page_stride +
-                    part.place.slot * side.token_stride + head * side.head_stride;
+        part.slot =
+            plane + part.place.page * side.page_stride + part.place.slot * side.token_stride;
       }
       body(part, values[i]);
     }
@@ -149,18 +149,21 @@ __device__ __forceinline__ void move_parts(const TokenSides& sides, const TokenT
   const auto load = [](const TokenPart& part, Value& value) { value = Move::load(part); };
   const auto store = [](const TokenPart& part, const Value& value) { Move::store(part, value); };
 
-  const bool has_any = first_token < at_once && first_token < count;
-  if (Move::kLoadsEarly && has_any) for_batch(first_part, first_token, false, load);
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += kTokenThreads) {
+  const int first_part = static_cast<int>(threadIdx.x);
+  const bool loads_early = Move::kLoadsEarly && has_any && first_part < side.parts_per_head;
+  if (loads_early) for_batch(first_part, first_token, false, load);
+  const auto threads = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
+#pragma unroll 1
+  for (int i = thread_of_block(); i < count; i += threads) {
     places[i] = place_of(table, first + i, sides.page_size);
   }
   __syncthreads();
   if (!has_any) return;
-  bool is_loaded = Move::kLoadsEarly;
-  for (int in_token = first_part; in_token < per_token; in_token += lanes) {
+  bool is_loaded = loads_early;
+  for (int index = first_part; index < side.parts_per_head; index += static_cast<int>(blockDim.x)) {
     for (int begin = first_token; begin < count; begin += at_once * Move::kBatch) {
-      if (!is_loaded) for_batch(in_token, begin, true, load);
-      for_batch(in_token, begin, true, store);
+      if (!is_loaded) for_batch(index, begin, true, load);
+      for_batch(index, begin, true, store);
       is_loaded = false;
     }
   }
@@ -173,7 +176,9 @@ template <class PartsOf>
 TokenSides make_sides(std::span<const Plane> planes, std::span<const TensorView> tensors,
                       const PartsOf& parts_of) {
   TokenSides sides{};
+  sides.num_sides = 2;
   sides.page_size = planes[0].page_size;
+  sides.num_heads = planes[0].num_heads;
   for (std::size_t i = 0; i < 2; ++i) {
     const Plane& plane = planes[i];
     const TensorView& tensor = tensors[i];
@@ -188,7 +193,6 @@ TokenSides make_sides(std::span<const Plane> planes, std::span<const TensorView>
                      plane.head_dim,
                      parts_of(plane),
                      plane.scales};
-    sides.parts_per_token[i] = plane.num_heads * sides.side[i].parts_per_head;
   }
   return sides;
 }
@@ -197,18 +201,28 @@ using TokenKernel = void (*)(TokenSides, TokenTable, int tokens_per_block);
 
 #ifdef __CUDACC__
 
+// A thread takes `tokens_per_thread` tokens where that leaves blocks for all processors, else
+// fewer, but no less than two: blocks are work of their own.
 inline void launch_tokens(TokenKernel kernel, const TokenSides& sides, const TokenTable& table,
-                          cudaStream_t stream) {
-  // So many that each thread has two parts at least; more where that leaves blocks for all
-  // processors, since blocks are work of their own.
-  constexpr int kManyBlocks = 1024, kEnoughTokens = 16;
-  const int per_token = sides.parts_per_token[0] + sides.parts_per_token[1];
-  const int least = std::clamp(2 * kTokenThreads / per_token, 1, kMostTokens);
-  const int tokens_per_block = static_cast<int>(std::clamp<std::int64_t>(
-      table.num_tokens / kManyBlocks, least, std::max(least, kEnoughTokens)));
-  const auto blocks =
-      static_cast<unsigned>((table.num_tokens + tokens_per_block - 1) / tokens_per_block);
-  kernel<<<blocks, kTokenThreads, 0, stream>>>(sides, table, tokens_per_block);
+                          int tokens_per_thread, cudaStream_t stream) {
+  constexpr int kManyBlocks = 1024, kFewTokensPerThread = 2, kMostBlockDepth = 64;
+  const int threads = kTokenThreads / sides.num_sides;
+  int most_parts = 0;
+  for (int i = 0; i < sides.num_sides; ++i) {
+    most_parts = std::max(most_parts, sides.side[i].parts_per_head);
+  }
+  const int parts = std::min(most_parts, threads);
+  const int heads = std::min(sides.num_heads, threads / parts);
+  const int at_once = std::min({threads / (parts * heads), kMostBlockDepth / sides.num_sides,
+                                kMostTokens / tokens_per_thread});
+  const auto tokens_per_block = static_cast<int>(std::clamp<std::int64_t>(
+      table.num_tokens / kManyBlocks, kFewTokensPerThread * at_once, tokens_per_thread * at_once));
+  const dim3 grid(
+      static_cast<unsigned>((table.num_tokens + tokens_per_block - 1) / tokens_per_block),
+      static_cast<unsigned>((sides.num_heads + heads - 1) / heads));
+  const dim3 block(static_cast<unsigned>(parts), static_cast<unsigned>(heads),
+                   static_cast<unsigned>(at_once * sides.num_sides));
+  kernel<<<grid, block, 0, stream>>>(sides, table, tokens_per_block);
   check_launch("write_tokens or read_tokens");
 }
 

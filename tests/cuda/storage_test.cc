@@ -22,38 +22,40 @@ struct StorageCase {
   DType input = DType::kFloat16;
   int head_dim = 128;
   int head_dim_v = 128;
+  int num_heads = 3;
   int page_size = 16;
+  int most_tokens = 100;  // of a row
   KVLayout layout = KVLayout::kNHD;
   bool with_gaps = false;  // tensors whose strides are not multiples of 16 bytes
 };
 
 class CudaStorage : public ::testing::TestWithParam<StorageCase> {
  protected:
-  static constexpr int kHeads = 3, kLayers = 2;
+  static constexpr int kLayers = 2;
   void SetUp() override {
     if (!has_gpu()) GTEST_SKIP() << "no GPU here: this test needs one";
     const StorageCase& c = GetParam();
-    manager =
-        std::make_unique<PagedKVCacheManager>(KVCacheConfig{.num_pages = 400 / c.page_size + 20,
-                                                            .page_size = c.page_size,
-                                                            .num_heads = kHeads,
-                                                            .head_dim = c.head_dim,
-                                                            .head_dim_v = c.head_dim_v,
-                                                            .num_layers = kLayers,
-                                                            .dtype = c.dtype,
-                                                            .device = cuda(0),
-                                                            .kv_layout = c.layout});
+    manager = std::make_unique<PagedKVCacheManager>(
+        KVCacheConfig{.num_pages = (300 + c.most_tokens) / c.page_size + 20,
+                      .page_size = c.page_size,
+                      .num_heads = c.num_heads,
+                      .head_dim = c.head_dim,
+                      .head_dim_v = c.head_dim_v,
+                      .num_layers = kLayers,
+                      .dtype = c.dtype,
+                      .device = cuda(0),
+                      .kv_layout = c.layout});
     sequences = std::make_unique<CacheDescriptor>(*manager);
   }
   Tensor tensor(DType dtype, std::int64_t tokens, int dim) const {
     return {cuda(0),
             dtype,
-            {tokens, kHeads, dim},
-            GetParam().with_gaps ? with_gaps(kHeads, dim) : Layout{}};
+            {tokens, num_heads, dim},
+            GetParam().with_gaps ? with_gaps(num_heads, dim) : Layout{}};
   }
   std::vector<double> random_values(std::int64_t tokens, int dim) {
     std::normal_distribution<double> normal;
-    std::vector<double> values(static_cast<std::size_t>(tokens * kHeads * dim));
+    std::vector<double> values(static_cast<std::size_t>(tokens * num_heads * dim));
     for (double& x : values) x = rounded(GetParam().input, normal(random));
     return values;
   }
@@ -62,11 +64,11 @@ class CudaStorage : public ::testing::TestWithParam<StorageCase> {
                            std::int64_t token) const {
     const KVCacheConfig& config = manager->config();
     std::vector<double> elements;
-    for (std::int64_t head = 0; head < kHeads; ++head) {
+    for (std::int64_t head = 0; head < num_heads; ++head) {
       const std::int64_t place = config.kv_layout == KVLayout::kNHD
-                                     ? token * kHeads + head
+                                     ? token * num_heads + head
                                      : head * config.page_size + token;
-      const std::int64_t first = (std::int64_t{page} * config.page_size * kHeads + place) * dim;
+      const std::int64_t first = (std::int64_t{page} * config.page_size * num_heads + place) * dim;
       for (std::int64_t d = 0; d < dim; ++d) {
         elements.push_back(decode(config.dtype, cache.data() + (first + d) * 2));
       }
@@ -77,6 +79,7 @@ class CudaStorage : public ::testing::TestWithParam<StorageCase> {
     return copy_to_host(cuda(0), cache.data, cache.num_elements() * size_of(cache.dtype));
   }
 
+  const int num_heads = GetParam().num_heads;
   std::mt19937_64 random = random_source(5700);
   std::unique_ptr<PagedKVCacheManager> manager;
   std::unique_ptr<CacheDescriptor> sequences;
@@ -85,13 +88,14 @@ class CudaStorage : public ::testing::TestWithParam<StorageCase> {
 TEST_P(CudaStorage, KeepsWhatIsAppendedAndNothingElse) {
   const StorageCase& c = GetParam();
   // Appends of several rows, some of no tokens, that begin in the middle of pages.
+  const std::int32_t most = c.most_tokens, total = 14 + most;
   sequences->allocate({1, 2, 3, 4}, {30, 5, 0, 64});
-  sequences->allocate({1, 2, 3, 4}, {13, 0, 1, 100});
+  sequences->allocate({1, 2, 3, 4}, {13, 0, 1, most});
   const auto packed = sequences->pack_for_flashinfer({1, 2, 3, 4});
-  const std::vector<std::int32_t> indptr{0, 13, 13, 14, 114};
-  const std::vector<std::int64_t> ends{43, 5, 1, 164};
-  Tensor keys = tensor(c.input, 114, c.head_dim), values = tensor(c.input, 114, c.head_dim_v);
-  const auto k = random_values(114, c.head_dim), v = random_values(114, c.head_dim_v);
+  const std::vector<std::int32_t> indptr{0, 13, 13, 14, total};
+  const std::vector<std::int64_t> ends{43, 5, 1, 64 + most};
+  Tensor keys = tensor(c.input, total, c.head_dim), values = tensor(c.input, total, c.head_dim_v);
+  const auto k = random_values(total, c.head_dim), v = random_values(total, c.head_dim_v);
   keys.write(k);
   values.write(v);
   manager->append_kv(keys.view(), values.view(), packed, indptr, 1);
@@ -99,7 +103,7 @@ TEST_P(CudaStorage, KeepsWhatIsAppendedAndNothingElse) {
   const auto check_side = [&](const TensorView& cache, const std::vector<double>& written, int dim,
                               const char* what) {
     const auto bytes = bytes_of(cache);
-    const std::size_t per_token = static_cast<std::size_t>(kHeads) * dim;
+    const std::size_t per_token = static_cast<std::size_t>(num_heads) * dim;
     std::vector<std::byte> rest = bytes;
     for (std::size_t row = 0; row < 4; ++row) {
       const auto pages = sequences->pages(static_cast<SeqId>(row) + 1);
@@ -116,7 +120,7 @@ TEST_P(CudaStorage, KeepsWhatIsAppendedAndNothingElse) {
     }
     std::int64_t used = 0;
     for (const std::byte b : rest) used += b != std::byte{};
-    EXPECT_LE(used, static_cast<std::int64_t>(114 * per_token * 2)) << "writes elsewhere";
+    EXPECT_LE(used, static_cast<std::int64_t>(total * per_token * 2)) << "writes elsewhere";
   };
   check_side(manager->key_cache(1), k, c.head_dim, "keys");
   check_side(manager->value_cache(1), v, c.head_dim_v, "values");
@@ -129,13 +133,13 @@ TEST_P(CudaStorage, KeepsWhatIsAppendedAndNothingElse) {
   // And reads it, any part of it, in either type.
   const auto pages = sequences->pages(4);
   for (const DType dtype : {c.dtype, DType::kFloat32}) {
-    for (const auto& [first, count] : {std::pair{64, 100}, {100, 1}, {70, 0}, {81, 33}}) {
+    for (const auto& [first, count] : {std::pair{64, most}, {100, 1}, {70, 0}, {81, 33}}) {
       const Tensor read_k = tensor(dtype, count, c.head_dim);
       const Tensor read_v = tensor(dtype, count, c.head_dim_v);
       manager->read_kv(pages, first, count, read_k.view(), read_v.view(), 1);
       const auto part = [&](const std::vector<double>& all, int dim) {
         std::vector<double> some;
-        const std::size_t width = static_cast<std::size_t>(kHeads) * dim;
+        const std::size_t width = static_cast<std::size_t>(num_heads) * dim;
         const std::size_t begin = static_cast<std::size_t>(14 + first - 64) * width;
         for (std::size_t i = 0; i < static_cast<std::size_t>(count) * width; ++i) {
           some.push_back(rounded(c.dtype, all[begin + i]));
@@ -163,8 +167,15 @@ std::vector<StorageCase> storage_cases() {
             list.push_back(c);
           };
           add("128");
+          c.num_heads = 11;  // of which a block takes eight
+          add("128_11_heads");
+          c.num_heads = 3, c.head_dim = c.head_dim_v = 256;  // with gaps, more parts than threads
+          add("256");
           c.head_dim = 72, c.head_dim_v = 40;
           add("72_40");
+          c.most_tokens = 20001;  // of which a thread takes several
+          add("72_40_20001_tokens");
+          c.most_tokens = 100;
           c.page_size = 5;
           add("72_40_page5");
           c.page_size = 1;
