@@ -164,8 +164,9 @@ ScheduleLayout lay_out(const ScheduleCounts& size) {
   layout.totals = take(layout, kNumTotals);
   layout.page_indptr = take(layout, size.rows + 1);
   layout.last_page_len = take(layout, size.rows);
-  layout.decode_rows =
-      take(layout, size.decode_items > 0 ? size.rows : 0, sizeof(decode::PlannedRow));
+  const std::int64_t decode_rows = size.decode_items > 0 ? size.rows : 0;
+  layout.decode_rows = take(layout, decode_rows, sizeof(decode::PlannedRow));
+  layout.decode_row_items = take(layout, decode_rows, sizeof(decode::PlannedItems));
   layout.q_indptr = take(layout, size.rows + 1);
   layout.q_position = take(layout, size.rows);
   layout.out_begin = take(layout, size.rows);
@@ -281,13 +282,10 @@ Schedule kept_schedule(const ScheduleOptions& options, const SequenceBatch& batc
   return schedule;
 }
 
-decode::Tiles decode_tiles(const AttentionShape& shape, std::int64_t q_len, std::int64_t kv_len) {
-  return decode::visible_tiles(static_cast<int>(kv_len), static_cast<int>(q_len),
-                               std::min(shape.window_left, decode::kMaxKeys));
-}
-
 decode::Cut decode_cut(const AttentionShape& shape, std::int64_t q_len, std::int64_t kv_len) {
-  const decode::Tiles tiles = decode_tiles(shape, q_len, kv_len);
+  const decode::Tiles tiles =
+      decode::visible_tiles(static_cast<int>(kv_len), static_cast<int>(q_len),
+                            std::min(shape.window_left, decode::kMaxKeys));
   return decode::cut_of(tiles.count, static_cast<int>(q_len), chunk_rule_of(shape));
 }
 

@@ -46,6 +46,7 @@ struct ScheduleLayout {
   // As in Fa2Batch; in tables that are kept page_indptr is where a row's pages begin, and no more.
   std::size_t page_indices, page_indptr, last_page_len, q_indptr;
   std::size_t decode_rows;                             // decode::PlannedRow [rows]
+  std::size_t decode_row_items;                        // decode::PlannedItems [rows]
   std::size_t q_position;                              // [rows]: position of the first query
   std::size_t out_begin;                               // [rows]: see Fa2Batch
   std::size_t item_indptr;                             // [rows + 1], of decode::Batch
@@ -83,8 +84,7 @@ struct Schedule {
 // The longest row that a batch with a capacity may have.
 std::int64_t most_captured_queries(const ScheduleOptions& options);
 
-// Of a row of decode's path: the tiles that its queries see, and how they are cut for each KV head.
-decode::Tiles decode_tiles(const AttentionShape& shape, std::int64_t q_len, std::int64_t kv_len);
+// How decode cuts a row of its path, for each KV head.
 decode::Cut decode_cut(const AttentionShape& shape, std::int64_t q_len, std::int64_t kv_len);
 
 // Counts and lays out. Throws UnsupportedError for a batch that the kernels' 32-bit indices do not

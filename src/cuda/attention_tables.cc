@@ -65,6 +65,8 @@ void AttentionTables::keep(const SequenceBatch& batch, cudaStream_t stream) {
        .page_indices = ints(layout.page_indices),
        .page_begin = ints(layout.page_indptr),
        .rows = reinterpret_cast<decode::PlannedRow*>(memory_.data() + layout.decode_rows),
+       .row_items =
+           reinterpret_cast<decode::PlannedItems*>(memory_.data() + layout.decode_row_items),
        .q_position = ints(layout.q_position),
        .q_indptr = ints(layout.q_indptr),
        .item_indptr = ints(layout.item_indptr),

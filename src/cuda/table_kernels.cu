@@ -98,13 +98,10 @@ struct Row {
   std::int32_t page_begin = 0, kv_len = 0, q_len = 0;
 };
 
-__device__ decode::Tiles tiles_of(const Row& row, const Header& header) {
-  return decode::visible_tiles(row.kv_len, row.q_len, header.window_left);
-}
-
 __device__ decode::Cut cut_of(const Row& row, const Header& header) {
   if (row.q_len == 0) return {.num_chunks = 0, .num_runs = 0};
-  return decode::cut_of(tiles_of(row, header).count, row.q_len, header.rule);
+  const auto tiles = decode::visible_tiles(row.kv_len, row.q_len, header.window_left);
+  return decode::cut_of(tiles.count, row.q_len, header.rule);
 }
 
 // One block: its rows are few, and each thread takes some that follow one another. What comes
@@ -164,13 +161,8 @@ __device__ void update(const Header& header, const DeviceTables& tables,
       tables.q_position[i] = row.kv_len - row.q_len;
     }
     if (row.q_len > 0) {
-      decode::PlannedRow planned = decode::planned(tiles_of(row, header), cut, run_limit);
-      planned.page_begin = row.page_begin;
-      planned.kv_len = row.kv_len;
-      planned.q_begin = front.queries;
-      planned.q_len = row.q_len;
-      planned.item_begin = front.items;
-      tables.rows[i] = planned;
+      tables.rows[i] = {row.page_begin, row.kv_len, front.queries, row.q_len};
+      tables.row_items[i] = decode::planned_items(cut, run_limit, front.items);
     }
     front = front + sums;
   }

@@ -180,7 +180,8 @@ class Coverage {
     const auto rows = static_cast<std::int64_t>(plan_.rows.size());
     if (written_.schedule().counts.decode_items == 0) return;
     const auto indptr = written_.ints(written_.layout().item_indptr, rows + 1);
-    const auto planned = written_.decode_rows();
+    const auto planned_rows = written_.decode_rows();
+    const auto planned_items = written_.decode_row_items();
     EXPECT_EQ(indptr[0], 0);
     EXPECT_EQ(indptr[plan_.rows.size()], written_.schedule().counts.decode_items);
     for (std::size_t i = 0; i < plan_.rows.size(); ++i) {
@@ -197,19 +198,18 @@ class Coverage {
       EXPECT_EQ(cut.num_tiles, tiles) << "row " << i;
       const int limit = written_.schedule().counts.run_limit;
       EXPECT_EQ(items, decode::num_items(cut, limit)) << "row " << i;
-      const decode::PlannedRow& of = planned[i];
-      EXPECT_EQ(of.page_begin, row.page_begin);
-      EXPECT_EQ(of.kv_len, row.kv_len);
-      EXPECT_EQ(of.q_begin, row.q_begin);
-      EXPECT_EQ(of.q_len, row.q_len);
-      EXPECT_EQ(of.item_begin, indptr[i]);
-      EXPECT_EQ(of.num_items, items);
-      EXPECT_EQ(of.first_tile, first);
-      EXPECT_EQ(of.end_tile, first + tiles);
-      EXPECT_EQ(of.chunk_tiles, cut.chunk_tiles);
-      EXPECT_EQ(of.num_chunks, cut.num_chunks);
-      EXPECT_EQ(of.item_chunks, decode::takes_runs(cut, limit) ? cut.run_chunks : 1);
-      EXPECT_EQ(of.run_items, decode::takes_runs(cut, limit) ? 1 : cut.run_chunks);
+      const decode::PlannedRow& of_row = planned_rows[i];
+      EXPECT_EQ(of_row.page_begin, row.page_begin);
+      EXPECT_EQ(of_row.kv_len, row.kv_len);
+      EXPECT_EQ(of_row.q_begin, row.q_begin);
+      EXPECT_EQ(of_row.q_len, row.q_len);
+      const decode::PlannedItems& of_items = planned_items[i];
+      EXPECT_EQ(of_items.begin, indptr[i]);
+      EXPECT_EQ(of_items.count, items);
+      EXPECT_EQ(of_items.num_chunks, cut.num_chunks);
+      EXPECT_EQ(int{of_items.chunk_tiles}, cut.chunk_tiles);
+      EXPECT_EQ(int{of_items.item_chunks}, decode::takes_runs(cut, limit) ? cut.run_chunks : 1);
+      EXPECT_EQ(int{of_items.run_items}, decode::takes_runs(cut, limit) ? 1 : cut.run_chunks);
     }
     EXPECT_EQ(written_.ints(written_.layout().totals, kNumTotals)[kRunLimit],
               written_.schedule().counts.run_limit);

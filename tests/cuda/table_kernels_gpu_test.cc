@@ -32,6 +32,7 @@ constexpr int kNumPages = 4000, kNumBlocks = 264;
 struct Tables {
   std::vector<std::int32_t> page_indices, page_begin, q_position, q_indptr, item_indptr;
   std::vector<decode::PlannedRow> rows;
+  std::vector<decode::PlannedItems> row_items;
   std::int32_t num_rows = 0, num_tokens = 0, run_limit = 0;
 };
 
@@ -40,8 +41,14 @@ class CudaTables : public ::testing::TestWithParam<TableCase> {
   void SetUp() override {
     if (!has_gpu()) GTEST_SKIP() << "no GPU here: this test needs one";
     const auto rows = static_cast<std::size_t>(param.max_rows);
-    constexpr std::size_t kRowInts = sizeof(decode::PlannedRow) / sizeof(std::int32_t);
-    sizes = {rows * kRowInts, kNumPages, rows, rows, rows + 1, rows + 1, 3};
+    sizes = {ints_of<decode::PlannedRow>(rows),
+             ints_of<decode::PlannedItems>(rows),
+             kNumPages,
+             rows,
+             rows,
+             rows + 1,
+             rows + 1,
+             3};
     std::size_t total = 0;
     for (const std::size_t size : sizes) total += size;
     check(cudaMalloc(reinterpret_cast<void**>(&memory), total * sizeof(std::int32_t)));
@@ -49,6 +56,11 @@ class CudaTables : public ::testing::TestWithParam<TableCase> {
     check(cudaDeviceSynchronize());
   }
   void TearDown() override { cudaFree(memory); }
+
+  template <class T>
+  static std::size_t ints_of(std::size_t count) {
+    return count * sizeof(T) / sizeof(std::int32_t);
+  }
 
   std::int32_t draw(std::int32_t least, std::int32_t most) {
     return std::uniform_int_distribution<std::int32_t>(least, most)(random);
@@ -95,18 +107,13 @@ class CudaTables : public ::testing::TestWithParam<TableCase> {
     expected.page_begin = page_begin;
     expected.q_position.clear();
     expected.rows.clear();
+    expected.row_items.clear();
     expected.q_indptr = expected.item_indptr = {0};
     for (std::size_t i = 0; i < cuts.size(); ++i) {
       expected.q_position.push_back(kv_lens[i] - q_lens[i]);
-      decode::PlannedRow row =
-          decode::planned(decode::visible_tiles(kv_lens[i], q_lens[i], param.window_left), cuts[i],
-                          expected.run_limit);
-      row.page_begin = page_begin[i];
-      row.kv_len = kv_lens[i];
-      row.q_begin = expected.q_indptr.back();
-      row.q_len = q_lens[i];
-      row.item_begin = expected.item_indptr.back();
-      expected.rows.push_back(row);
+      expected.rows.push_back({page_begin[i], kv_lens[i], expected.q_indptr.back(), q_lens[i]});
+      expected.row_items.push_back(
+          decode::planned_items(cuts[i], expected.run_limit, expected.item_indptr.back()));
       expected.q_indptr.push_back(expected.q_indptr.back() + q_lens[i]);
       expected.item_indptr.push_back(expected.item_indptr.back() +
                                      decode::num_items(cuts[i], expected.run_limit));
@@ -127,39 +134,39 @@ class CudaTables : public ::testing::TestWithParam<TableCase> {
       next += size;
     }
     return {.max_rows = param.max_rows,
-            .page_indices = at[1],
-            .page_begin = at[2],
+            .page_indices = at[2],
+            .page_begin = at[3],
             .rows = reinterpret_cast<decode::PlannedRow*>(at[0]),
-            .q_position = at[3],
-            .q_indptr = at[4],
-            .item_indptr = at[5],
-            .num_rows = at[6],
-            .num_tokens = at[6] + 1,
-            .run_limit = at[6] + 2};
+            .row_items = reinterpret_cast<decode::PlannedItems*>(at[1]),
+            .q_position = at[4],
+            .q_indptr = at[5],
+            .item_indptr = at[6],
+            .num_rows = at[7],
+            .num_tokens = at[7] + 1,
+            .run_limit = at[7] + 2};
   }
 
   // Entry by entry; those of rows behind the batch's are not looked at.
   void expect_on_device(const Tables& expected) const {
     const DeviceTables tables = on_device();
-    const auto read = [](const std::int32_t* from, std::size_t count) {
-      std::vector<std::int32_t> values(count);
-      check(cudaMemcpy(values.data(), from, count * sizeof(std::int32_t), cudaMemcpyDeviceToHost));
+    const auto read = []<class T>(const T* from, std::size_t count) {
+      std::vector<T> values(count);
+      check(cudaMemcpy(values.data(), from, count * sizeof(T), cudaMemcpyDeviceToHost));
       return values;
     };
     const auto rows = static_cast<std::size_t>(param.num_rows);
     EXPECT_EQ(read(tables.page_indices, kNumPages), expected.page_indices);
     EXPECT_EQ(read(tables.page_begin, rows), expected.page_begin);
-    std::vector<decode::PlannedRow> planned(rows);
-    check(cudaMemcpy(planned.data(), tables.rows, rows * sizeof(decode::PlannedRow),
-                     cudaMemcpyDeviceToHost));
+    const auto planned = read(tables.rows, rows);
+    const auto items = read(tables.row_items, rows);
     for (std::size_t i = 0; i < rows; ++i) {
-      if (expected.rows[i].q_len > 0) {
-        EXPECT_TRUE(planned[i] == expected.rows[i]) << "row " << i;
-      }
+      if (expected.rows[i].q_len == 0) continue;
+      EXPECT_TRUE(planned[i] == expected.rows[i]) << "row " << i;
+      EXPECT_TRUE(items[i] == expected.row_items[i]) << "row " << i;
     }
     EXPECT_EQ(read(tables.q_position, rows), expected.q_position);
-    EXPECT_EQ(read(tables.q_indptr, sizes[4]), expected.q_indptr);
-    EXPECT_EQ(read(tables.item_indptr, sizes[5]), expected.item_indptr);
+    EXPECT_EQ(read(tables.q_indptr, expected.q_indptr.size()), expected.q_indptr);
+    EXPECT_EQ(read(tables.item_indptr, expected.item_indptr.size()), expected.item_indptr);
     EXPECT_EQ(read(tables.num_rows, 3),
               (std::vector{expected.num_rows, expected.num_tokens, expected.run_limit}));
   }

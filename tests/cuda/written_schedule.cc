@@ -74,6 +74,12 @@ std::span<const decode::PlannedRow> WrittenSchedule::decode_rows() const {
           static_cast<std::size_t>(layout().size.rows)};
 }
 
+std::span<const decode::PlannedItems> WrittenSchedule::decode_row_items() const {
+  const auto* const begin = reinterpret_cast<const std::byte*>(memory_.data());
+  return {reinterpret_cast<const decode::PlannedItems*>(begin + layout().decode_row_items),
+          static_cast<std::size_t>(layout().size.rows)};
+}
+
 std::span<const std::uint8_t> WrittenSchedule::bytes(std::size_t offset, std::int64_t count) const {
   return {reinterpret_cast<const std::uint8_t*>(memory_.data()) + offset,
           static_cast<std::size_t>(count)};

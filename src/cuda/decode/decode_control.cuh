@@ -47,20 +47,22 @@ struct Item {
 __device__ __forceinline__ Chunk first_of(const Call& call, const Item& item, int row,
                                           ItemTiles& tiles) {
   const PlannedRow planned = call.batch.rows[row];
+  const PlannedItems items = call.batch.row_items[row];
   Chunk chunk;
   chunk.head = item.head;
-  chunk.number = item.in_rows - planned.item_begin;
-  chunk.num_items = planned.num_items;
+  chunk.number = item.in_rows - items.begin;
+  chunk.num_items = items.count;
   chunk.partial = item.index;
   chunk.kv_len = planned.kv_len;
   chunk.q_begin = planned.q_begin;
   chunk.q_len = planned.q_len;
-  const int first = chunk.number * planned.item_chunks;
-  chunk.run_items = planned.run_items;
-  chunk.is_of_run = planned.item_chunks > 1;
-  chunk.num_left = min(planned.item_chunks, planned.num_chunks - first) - 1;
-  tiles = {planned.page_begin, planned.chunk_tiles, planned.end_tile};
-  begin_at(chunk, planned.first_tile + first * planned.chunk_tiles, tiles);
+  const int first = chunk.number * items.item_chunks;
+  chunk.run_items = items.run_items;
+  chunk.is_of_run = items.item_chunks > 1;
+  chunk.num_left = min(int{items.item_chunks}, items.num_chunks - first) - 1;
+  const Tiles visible = visible_tiles(planned.kv_len, planned.q_len, call.window_left);
+  tiles = {planned.page_begin, items.chunk_tiles, visible.first + visible.count};
+  begin_at(chunk, visible.first + first * items.chunk_tiles, tiles);
   return chunk;
 }
 

@@ -95,26 +95,31 @@ constexpr int num_items(const Cut& cut, int run_limit) {
   return takes_runs(cut, run_limit) ? cut.num_runs : cut.num_chunks;
 }
 
-// A row with queries as the device reads it: worked out when its batch is planned, since every
-// block would do so in front of its first item otherwise.
+// A row with queries as the device reads it, in two arrays: worked out when its batch is planned,
+// since every block would do so in front of its first item otherwise.
 struct alignas(16) PlannedRow {
   std::int32_t page_begin = 0, kv_len = 0, q_begin = 0, q_len = 0;
-  std::int32_t item_begin = 0, num_items = 0;   // for a KV head: in front of the row's, and these
-  std::int32_t item_chunks = 1, run_items = 1;  // chunks of an item; items that make a run
-  std::int32_t first_tile = 0, end_tile = 0, chunk_tiles = 0, num_chunks = 1;
   friend bool operator==(const PlannedRow&, const PlannedRow&) = default;
 };
-constexpr PlannedRow planned(const Tiles& tiles, const Cut& cut, int run_limit) {
+struct alignas(16) PlannedItems {     // for each KV head
+  std::int32_t begin = 0, count = 0;  // how many are in front of the row's; how many it has
+  std::int32_t num_chunks = 1;        // of the row
+  std::uint8_t chunk_tiles = 0;       // of a chunk; the last one may have fewer
+  std::uint8_t item_chunks = 1, run_items = 1;  // chunks of an item; items that make a run
+  std::uint8_t unused = 0;
+  friend bool operator==(const PlannedItems&, const PlannedItems&) = default;
+};
+static_assert(kMaxChunkTiles <= 255 && kFewChunks <= 255);
+constexpr PlannedItems planned_items(const Cut& cut, int run_limit, std::int32_t begin) {
   const bool is_run = takes_runs(cut, run_limit);
-  PlannedRow row;
-  row.num_items = num_items(cut, run_limit);
-  row.item_chunks = is_run ? cut.run_chunks : 1;
-  row.run_items = is_run ? 1 : cut.run_chunks;
-  row.first_tile = tiles.first;
-  row.end_tile = tiles.first + tiles.count;
-  row.chunk_tiles = cut.chunk_tiles;
-  row.num_chunks = cut.num_chunks;
-  return row;
+  const auto run_chunks = static_cast<std::uint8_t>(cut.run_chunks);
+  PlannedItems items;
+  items.begin = begin;
+  items.count = num_items(cut, run_limit);
+  items.num_chunks = cut.num_chunks;
+  items.chunk_tiles = static_cast<std::uint8_t>(cut.chunk_tiles);
+  (is_run ? items.item_chunks : items.run_items) = run_chunks;
+  return items;
 }
 
 // How what the items of a row and head leave is merged, of which `run_items` make a run (1: each is
