@@ -155,7 +155,8 @@ def plot(report: dict, path: Path) -> None:
         axis.set_xticks(ticks, labels, rotation=35, ha="right", fontsize=8)
         axis.set_ylabel(label)
         axis.set_title(f"{group}, queries of bfloat16" if group == "decode" else f"{group}, bfloat16")
-        axis.legend(fontsize=8)
+        axis.margins(y=0.25)  # room for the legend
+        axis.legend(fontsize=8, loc="upper right", ncols=2)
     figure.suptitle(f"{report['device']}, commit {report['commit']}", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
