@@ -164,9 +164,9 @@ ScheduleLayout lay_out(const ScheduleCounts& size) {
   layout.totals = take(layout, kNumTotals);
   layout.page_indptr = take(layout, size.rows + 1);
   layout.last_page_len = take(layout, size.rows);
-  const std::int64_t decode_rows = size.decode_items > 0 ? size.rows : 0;
-  layout.decode_rows = take(layout, decode_rows, sizeof(decode::PlannedRow));
-  layout.decode_row_items = take(layout, decode_rows, sizeof(decode::PlannedItems));
+  const std::int64_t num_planned = size.decode_items > 0 ? size.rows : 0;
+  layout.planned_rows = take(layout, num_planned, sizeof(decode::PlannedRow));
+  layout.planned_items = take(layout, num_planned, sizeof(decode::PlannedItems));
   layout.q_indptr = take(layout, size.rows + 1);
   layout.q_position = take(layout, size.rows);
   layout.out_begin = take(layout, size.rows);

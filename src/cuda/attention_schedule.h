@@ -45,8 +45,8 @@ struct ScheduleLayout {
   std::size_t totals;  // int32 [kNumTotals], for kernels whose launch is fixed, and for decode
   // As in Fa2Batch; in tables that are kept page_indptr is where a row's pages begin, and no more.
   std::size_t page_indices, page_indptr, last_page_len, q_indptr;
-  std::size_t decode_rows;                             // decode::PlannedRow [rows]
-  std::size_t decode_row_items;                        // decode::PlannedItems [rows]
+  // decode::PlannedRow and PlannedItems [rows]: of decode's rows; of others nothing is written.
+  std::size_t planned_rows, planned_items;
   std::size_t q_position;                              // [rows]: position of the first query
   std::size_t out_begin;                               // [rows]: see Fa2Batch
   std::size_t item_indptr;                             // [rows + 1], of decode::Batch

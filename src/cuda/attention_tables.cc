@@ -64,9 +64,9 @@ void AttentionTables::keep(const SequenceBatch& batch, cudaStream_t stream) {
       {.max_rows = static_cast<std::int32_t>(layout.size.rows),
        .page_indices = ints(layout.page_indices),
        .page_begin = ints(layout.page_indptr),
-       .rows = reinterpret_cast<decode::PlannedRow*>(memory_.data() + layout.decode_rows),
-       .row_items =
-           reinterpret_cast<decode::PlannedItems*>(memory_.data() + layout.decode_row_items),
+       .planned_rows = reinterpret_cast<decode::PlannedRow*>(memory_.data() + layout.planned_rows),
+       .planned_items =
+           reinterpret_cast<decode::PlannedItems*>(memory_.data() + layout.planned_items),
        .q_position = ints(layout.q_position),
        .q_indptr = ints(layout.q_indptr),
        .item_indptr = ints(layout.item_indptr),

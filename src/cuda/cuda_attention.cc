@@ -148,8 +148,8 @@ decode::Tables CudaAttention::decode_tables(const Schedule& schedule) const {
   const ScheduleLayout& layout = schedule.layout;
   return {.batch = {.num_rows = static_cast<std::int32_t>(layout.size.rows),
                     .page_indices = tables_.ints(layout.page_indices),
-                    .rows = tables_.at<decode::PlannedRow>(layout.decode_rows),
-                    .row_items = tables_.at<decode::PlannedItems>(layout.decode_row_items),
+                    .planned_rows = tables_.at<decode::PlannedRow>(layout.planned_rows),
+                    .planned_items = tables_.at<decode::PlannedItems>(layout.planned_items),
                     .item_indptr = tables_.ints(layout.item_indptr),
                     .run_limit = tables_.ints(layout.totals) + kRunLimit},
           .query_rows = layout.size.decode_rows,

@@ -72,7 +72,7 @@ __device__ __forceinline__ void dequantise_vector(const std::byte* from, float s
   vector.store(to);
 }
 
-// A head is the work of a power of 2 of lanes, side by side in a warp.
+// A head is the work of a power of 2 of lanes, side by side in a warp: they are a block's x.
 __device__ inline float largest_of_lanes(float x, int num_lanes) {
   const int lane = thread_of_block() & 31;
   const unsigned own = num_lanes == 32 ? ~0u : ((1u << num_lanes) - 1) << (lane & -num_lanes);

@@ -122,12 +122,12 @@ void Writer::write_rows() {
 
 void Writer::write_decode(std::size_t i, const decode::Cut& cut) {
   const AttentionRow& row = plan_.rows[i];
-  reinterpret_cast<decode::PlannedRow*>(memory_ + layout_.decode_rows)[i] = {
+  reinterpret_cast<decode::PlannedRow*>(memory_ + layout_.planned_rows)[i] = {
       .page_begin = static_cast<std::int32_t>(row.page_begin),
       .kv_len = static_cast<std::int32_t>(row.kv_len),
       .q_begin = static_cast<std::int32_t>(row.q_begin),
       .q_len = static_cast<std::int32_t>(row.q_len)};
-  auto& items = reinterpret_cast<decode::PlannedItems*>(memory_ + layout_.decode_row_items)[i];
+  auto& items = reinterpret_cast<decode::PlannedItems*>(memory_ + layout_.planned_items)[i];
   items = decode::planned_items(cut, schedule_.counts.run_limit,
                                 static_cast<std::int32_t>(num_decode_items_));
   num_decode_items_ += items.count;

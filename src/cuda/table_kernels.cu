@@ -161,8 +161,8 @@ __device__ void update(const Header& header, const DeviceTables& tables,
       tables.q_position[i] = row.kv_len - row.q_len;
     }
     if (row.q_len > 0) {
-      tables.rows[i] = {row.page_begin, row.kv_len, front.queries, row.q_len};
-      tables.row_items[i] = decode::planned_items(cut, run_limit, front.items);
+      tables.planned_rows[i] = {row.page_begin, row.kv_len, front.queries, row.q_len};
+      tables.planned_items[i] = decode::planned_items(cut, run_limit, front.items);
     }
     front = front + sums;
   }

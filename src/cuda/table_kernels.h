@@ -14,12 +14,13 @@ namespace seqattn {
 struct DeviceTables {
   std::int32_t max_rows = 0;
   std::int32_t* page_indices = nullptr;
-  std::int32_t* page_begin = nullptr;         // [max_rows]
-  decode::PlannedRow* rows = nullptr;         // [max_rows], written where a row has queries
-  decode::PlannedItems* row_items = nullptr;  // likewise
-  std::int32_t* q_position = nullptr;         // [max_rows]
-  std::int32_t* q_indptr = nullptr;           // [max_rows + 1]
-  std::int32_t* item_indptr = nullptr;        // [max_rows + 1]
+  std::int32_t* page_begin = nullptr;  // [max_rows]
+  // [max_rows], written where a row has queries.
+  decode::PlannedRow* planned_rows = nullptr;
+  decode::PlannedItems* planned_items = nullptr;
+  std::int32_t* q_position = nullptr;   // [max_rows]
+  std::int32_t* q_indptr = nullptr;     // [max_rows + 1]
+  std::int32_t* item_indptr = nullptr;  // [max_rows + 1]
   std::int32_t* num_rows = nullptr;
   std::int32_t* num_tokens = nullptr;
   std::int32_t* run_limit = nullptr;  // of decode, whose items are counted by it

@@ -10,7 +10,7 @@ namespace seqattn {
 namespace {
 
 constexpr int kPartElements = 8;     // of a conversion
-constexpr int kTokensPerThread = 8;  // measured, as kBatch is: docs/performance.md
+constexpr int kTokensPerThread = 8;  // for vectors measured, as kBatch is: docs/performance.md
 
 // Bytes as they are: a part is one Unit.
 template <class Unit, bool kWrite>

@@ -205,7 +205,8 @@ using TokenKernel = void (*)(TokenSides, TokenTable, int tokens_per_block);
 // fewer, but no less than two: blocks are work of their own.
 inline void launch_tokens(TokenKernel kernel, const TokenSides& sides, const TokenTable& table,
                           int tokens_per_thread, cudaStream_t stream) {
-  constexpr int kManyBlocks = 1024, kFewTokensPerThread = 2, kMostBlockDepth = 64;
+  constexpr int kManyBlocks = 1024, kFewTokensPerThread = 2;
+  constexpr int kMostBlockDepth = 64;  // of any kernel
   const int threads = kTokenThreads / sides.num_sides;
   int most_parts = 0;
   for (int i = 0; i < sides.num_sides; ++i) {
@@ -215,11 +216,13 @@ inline void launch_tokens(TokenKernel kernel, const TokenSides& sides, const Tok
   const int heads = std::min(sides.num_heads, threads / parts);
   const int at_once = std::min({threads / (parts * heads), kMostBlockDepth / sides.num_sides,
                                 kMostTokens / tokens_per_thread});
-  const auto tokens_per_block = static_cast<int>(std::clamp<std::int64_t>(
-      table.num_tokens / kManyBlocks, kFewTokensPerThread * at_once, tokens_per_thread * at_once));
+  const int head_blocks = (sides.num_heads + heads - 1) / heads;
+  const auto tokens_per_block = static_cast<int>(
+      std::clamp<std::int64_t>(table.num_tokens * head_blocks / kManyBlocks,
+                               kFewTokensPerThread * at_once, tokens_per_thread * at_once));
   const dim3 grid(
       static_cast<unsigned>((table.num_tokens + tokens_per_block - 1) / tokens_per_block),
-      static_cast<unsigned>((sides.num_heads + heads - 1) / heads));
+      static_cast<unsigned>(head_blocks));
   const dim3 block(static_cast<unsigned>(parts), static_cast<unsigned>(heads),
                    static_cast<unsigned>(at_once * sides.num_sides));
   kernel<<<grid, block, 0, stream>>>(sides, table, tokens_per_block);

@@ -27,8 +27,12 @@ struct Cache {
   Cache(KVCacheConfig config, Device device)
       : manager((config.device = device, config)), sequences(manager) {
     if (config.kv_scaling == KVScaling::kPerToken) return;
+    std::vector<float> key_scales;
+    for (int head = 0; head < manager.config().num_heads; ++head) {
+      key_scales.push_back(std::array{0.01f, 0.02f, 0.3f}[static_cast<std::size_t>(head % 3)]);
+    }
     for (int layer = 0; layer < kLayers; ++layer) {
-      manager.set_kv_scales({0.01f, 0.02f, 0.3f}, {0.015f}, layer);
+      manager.set_kv_scales(key_scales, {0.015f}, layer);
     }
   }
   // All bytes and scales of all layers.
@@ -51,8 +55,8 @@ struct Float8Storage {
   std::string name;
   KVScaling scaling = KVScaling::kFixed;
   KVLayout layout = KVLayout::kNHD;
-  DType input = DType::kBFloat16;
-  int head_dim = 128, head_dim_v = 128, page_size = 16;
+  DType input = DType::kBFloat16, input_v = DType::kBFloat16;  // of appended keys and values
+  int num_heads = kHeads, head_dim = 128, head_dim_v = 128, page_size = 16;
   bool with_gaps = false;
 };
 
@@ -65,7 +69,7 @@ class CudaFloat8Storage : public ::testing::TestWithParam<Float8Storage> {
     const Float8Storage& c = GetParam();
     return {.num_pages = 400 / c.page_size + 20,
             .page_size = c.page_size,
-            .num_heads = kHeads,
+            .num_heads = c.num_heads,
             .head_dim = c.head_dim,
             .head_dim_v = c.head_dim_v,
             .num_layers = kLayers,
@@ -77,20 +81,20 @@ class CudaFloat8Storage : public ::testing::TestWithParam<Float8Storage> {
   std::vector<double> random_values(std::int64_t tokens, int dim) {
     constexpr double kInfinity = std::numeric_limits<double>::infinity();
     std::normal_distribution<double> normal;
-    std::vector<double> values(static_cast<std::size_t>(tokens * kHeads * dim));
+    std::vector<double> values(static_cast<std::size_t>(tokens * GetParam().num_heads * dim));
     for (double& x : values) x = 2 * normal(random) * std::exp(normal(random));
     for (std::size_t i = 0; i < 50; ++i) {
       values[random() % values.size()] =
           std::array{kInfinity, -kInfinity, std::nan(""), 6e4, 1e-7}[random() % 5];
     }
-    std::fill_n(values.begin() + kHeads * dim, dim, 0.0);
+    std::fill_n(values.begin() + GetParam().num_heads * dim, dim, 0.0);
     return values;
   }
   Tensor tensor(Device device, DType dtype, std::int64_t tokens, int dim) const {
     return {device,
             dtype,
-            {tokens, kHeads, dim},
-            GetParam().with_gaps ? with_gaps(kHeads, dim) : Layout{}};
+            {tokens, GetParam().num_heads, dim},
+            GetParam().with_gaps ? with_gaps(GetParam().num_heads, dim) : Layout{}};
   }
   void append(std::span<Cache* const> caches, const std::vector<SeqId>& ids,
               const std::vector<std::int32_t>& indptr) {
@@ -101,7 +105,7 @@ class CudaFloat8Storage : public ::testing::TestWithParam<Float8Storage> {
       for (Cache* const cache : caches) {
         const Device device = cache->manager.config().device;
         Tensor keys = tensor(device, c.input, tokens, c.head_dim);
-        Tensor values = tensor(device, c.input, tokens, c.head_dim_v);
+        Tensor values = tensor(device, c.input_v, tokens, c.head_dim_v);
         keys.write(k);
         values.write(v);
         cache->manager.append_kv(keys.view(), values.view(),
@@ -171,15 +175,22 @@ std::vector<Float8Storage> storages() {
       for (const bool gaps : {false, true}) {
         for (const DType input : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
           Float8Storage c;
-          c.scaling = scaling, c.layout = layout, c.input = input, c.with_gaps = gaps;
+          c.scaling = scaling, c.layout = layout, c.with_gaps = gaps;
+          c.input = c.input_v = input;
           const auto add = [&](const std::string& what) {
             c.name = std::string(to_string(scaling)) + "_" + std::string(to_string(layout)) + "_" +
                      std::string(to_string(input)) + (gaps ? "_gaps_" : "_packed_") + what;
             list.push_back(c);
           };
           add("128");
+          c.num_heads = 11;  // of which a block takes eight
+          add("128_11_heads");
+          c.num_heads = kHeads;
           c.head_dim = 72, c.head_dim_v = 40, c.page_size = 5;
           add("72_40_page5");
+          c.input_v = input == DType::kFloat32 ? DType::kBFloat16 : DType::kFloat32;
+          add("72_40_page5_values_of_" + std::string(to_string(c.input_v)));
+          c.input_v = input;
           c.head_dim = 576, c.head_dim_v = 512, c.page_size = 1;
           add("576_512_page1");
         }

@@ -180,8 +180,8 @@ class Coverage {
     const auto rows = static_cast<std::int64_t>(plan_.rows.size());
     if (written_.schedule().counts.decode_items == 0) return;
     const auto indptr = written_.ints(written_.layout().item_indptr, rows + 1);
-    const auto planned_rows = written_.decode_rows();
-    const auto planned_items = written_.decode_row_items();
+    const auto planned_rows = written_.planned_rows();
+    const auto planned_items = written_.planned_items();
     EXPECT_EQ(indptr[0], 0);
     EXPECT_EQ(indptr[plan_.rows.size()], written_.schedule().counts.decode_items);
     for (std::size_t i = 0; i < plan_.rows.size(); ++i) {
@@ -198,6 +198,7 @@ class Coverage {
       EXPECT_EQ(cut.num_tiles, tiles) << "row " << i;
       const int limit = written_.schedule().counts.run_limit;
       EXPECT_EQ(items, decode::num_items(cut, limit)) << "row " << i;
+      SCOPED_TRACE("row " + std::to_string(i));
       const decode::PlannedRow& of_row = planned_rows[i];
       EXPECT_EQ(of_row.page_begin, row.page_begin);
       EXPECT_EQ(of_row.kv_len, row.kv_len);

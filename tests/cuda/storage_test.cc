@@ -19,7 +19,7 @@ namespace {
 struct StorageCase {
   std::string name;
   DType dtype = DType::kFloat16;
-  DType input = DType::kFloat16;
+  DType input = DType::kFloat16, input_v = DType::kFloat16;  // of appended keys and values
   int head_dim = 128;
   int head_dim_v = 128;
   int num_heads = 3;
@@ -53,10 +53,10 @@ class CudaStorage : public ::testing::TestWithParam<StorageCase> {
             {tokens, num_heads, dim},
             GetParam().with_gaps ? with_gaps(num_heads, dim) : Layout{}};
   }
-  std::vector<double> random_values(std::int64_t tokens, int dim) {
+  std::vector<double> random_values(DType dtype, std::int64_t tokens, int dim) {
     std::normal_distribution<double> normal;
     std::vector<double> values(static_cast<std::size_t>(tokens * num_heads * dim));
-    for (double& x : values) x = rounded(GetParam().input, normal(random));
+    for (double& x : values) x = rounded(dtype, normal(random));
     return values;
   }
   // The elements of one token as the bytes of the cache hold them.
@@ -94,8 +94,10 @@ TEST_P(CudaStorage, KeepsWhatIsAppendedAndNothingElse) {
   const auto packed = sequences->pack_for_flashinfer({1, 2, 3, 4});
   const std::vector<std::int32_t> indptr{0, 13, 13, 14, total};
   const std::vector<std::int64_t> ends{43, 5, 1, 64 + most};
-  Tensor keys = tensor(c.input, total, c.head_dim), values = tensor(c.input, total, c.head_dim_v);
-  const auto k = random_values(total, c.head_dim), v = random_values(total, c.head_dim_v);
+  Tensor keys = tensor(c.input, total, c.head_dim);
+  Tensor values = tensor(c.input_v, total, c.head_dim_v);
+  const auto k = random_values(c.input, total, c.head_dim);
+  const auto v = random_values(c.input_v, total, c.head_dim_v);
   keys.write(k);
   values.write(v);
   manager->append_kv(keys.view(), values.view(), packed, indptr, 1);
@@ -130,12 +132,14 @@ TEST_P(CudaStorage, KeepsWhatIsAppendedAndNothingElse) {
     })) << "another layer was written";
   }
 
-  // And reads it, any part of it, in either type.
+  // And reads it, any part of it, in either type, keys and values each.
   const auto pages = sequences->pages(4);
-  for (const DType dtype : {c.dtype, DType::kFloat32}) {
+  const DType other = DType::kFloat32;
+  for (const auto& [k_dtype, v_dtype] :
+       {std::pair{c.dtype, c.dtype}, {other, other}, {c.dtype, other}, {other, c.dtype}}) {
     for (const auto& [first, count] : {std::pair{64, most}, {100, 1}, {70, 0}, {81, 33}}) {
-      const Tensor read_k = tensor(dtype, count, c.head_dim);
-      const Tensor read_v = tensor(dtype, count, c.head_dim_v);
+      const Tensor read_k = tensor(k_dtype, count, c.head_dim);
+      const Tensor read_v = tensor(v_dtype, count, c.head_dim_v);
       manager->read_kv(pages, first, count, read_k.view(), read_v.view(), 1);
       const auto part = [&](const std::vector<double>& all, int dim) {
         std::vector<double> some;
@@ -158,29 +162,39 @@ std::vector<StorageCase> storage_cases() {
   for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
     for (const KVLayout layout : {KVLayout::kNHD, KVLayout::kHND}) {
       for (const bool gaps : {false, true}) {
+        StorageCase c;
+        c.dtype = dtype, c.layout = layout, c.with_gaps = gaps;
+        const auto add = [&](const std::string& inputs, const std::string& what) {
+          c.name = std::string(to_string(dtype)) + "_" + std::string(to_string(layout)) + "_" +
+                   inputs + (gaps ? "_gaps_" : "_packed_") + what;
+          list.push_back(c);
+        };
         for (const DType input : {dtype, DType::kFloat32}) {
-          StorageCase c;
-          c.dtype = dtype, c.input = input, c.layout = layout, c.with_gaps = gaps;
-          const auto add = [&](const std::string& what) {
-            c.name = std::string(to_string(dtype)) + "_" + std::string(to_string(layout)) + "_" +
-                     std::string(to_string(input)) + (gaps ? "_gaps_" : "_packed_") + what;
-            list.push_back(c);
-          };
-          add("128");
-          c.num_heads = 11;  // of which a block takes eight
-          add("128_11_heads");
+          const std::string name(to_string(input));
+          c.input = c.input_v = input;
+          c.page_size = 16, c.head_dim = c.head_dim_v = 128;
+          add(name, "128");
+          c.num_heads = 11;  // more than a block takes: eight, or one of elements that lie apart
+          add(name, "128_11_heads");
+          c.num_heads = 1, c.head_dim = c.head_dim_v = 8;  // blocks as deep as can be
+          add(name, "8_1_head");
           c.num_heads = 3, c.head_dim = c.head_dim_v = 256;  // with gaps, more parts than threads
-          add("256");
+          add(name, "256");
           c.head_dim = 72, c.head_dim_v = 40;
-          add("72_40");
+          add(name, "72_40");
           c.most_tokens = 20001;  // of which a thread takes several
-          add("72_40_20001_tokens");
+          add(name, "72_40_20001_tokens");
           c.most_tokens = 100;
           c.page_size = 5;
-          add("72_40_page5");
+          add(name, "72_40_page5");
           c.page_size = 1;
-          add("72_40_page1");
+          add(name, "72_40_page1");
         }
+        c.page_size = 16;
+        c.input = dtype, c.input_v = DType::kFloat32;
+        add("keys_alike", "72_40");
+        c.input = DType::kFloat32, c.input_v = dtype;
+        add("values_alike", "72_40");
       }
     }
   }

@@ -31,8 +31,8 @@ constexpr int kNumPages = 4000, kNumBlocks = 264;
 // What DeviceTables point to.
 struct Tables {
   std::vector<std::int32_t> page_indices, page_begin, q_position, q_indptr, item_indptr;
-  std::vector<decode::PlannedRow> rows;
-  std::vector<decode::PlannedItems> row_items;
+  std::vector<decode::PlannedRow> planned_rows;
+  std::vector<decode::PlannedItems> planned_items;
   std::int32_t num_rows = 0, num_tokens = 0, run_limit = 0;
 };
 
@@ -106,13 +106,14 @@ class CudaTables : public ::testing::TestWithParam<TableCase> {
     expected.run_limit = decode::run_limit_of(cuts, param.rule, kNumBlocks);
     expected.page_begin = page_begin;
     expected.q_position.clear();
-    expected.rows.clear();
-    expected.row_items.clear();
+    expected.planned_rows.clear();
+    expected.planned_items.clear();
     expected.q_indptr = expected.item_indptr = {0};
     for (std::size_t i = 0; i < cuts.size(); ++i) {
       expected.q_position.push_back(kv_lens[i] - q_lens[i]);
-      expected.rows.push_back({page_begin[i], kv_lens[i], expected.q_indptr.back(), q_lens[i]});
-      expected.row_items.push_back(
+      expected.planned_rows.push_back(
+          {page_begin[i], kv_lens[i], expected.q_indptr.back(), q_lens[i]});
+      expected.planned_items.push_back(
           decode::planned_items(cuts[i], expected.run_limit, expected.item_indptr.back()));
       expected.q_indptr.push_back(expected.q_indptr.back() + q_lens[i]);
       expected.item_indptr.push_back(expected.item_indptr.back() +
@@ -136,8 +137,8 @@ class CudaTables : public ::testing::TestWithParam<TableCase> {
     return {.max_rows = param.max_rows,
             .page_indices = at[2],
             .page_begin = at[3],
-            .rows = reinterpret_cast<decode::PlannedRow*>(at[0]),
-            .row_items = reinterpret_cast<decode::PlannedItems*>(at[1]),
+            .planned_rows = reinterpret_cast<decode::PlannedRow*>(at[0]),
+            .planned_items = reinterpret_cast<decode::PlannedItems*>(at[1]),
             .q_position = at[4],
             .q_indptr = at[5],
             .item_indptr = at[6],
@@ -157,12 +158,12 @@ class CudaTables : public ::testing::TestWithParam<TableCase> {
     const auto rows = static_cast<std::size_t>(param.num_rows);
     EXPECT_EQ(read(tables.page_indices, kNumPages), expected.page_indices);
     EXPECT_EQ(read(tables.page_begin, rows), expected.page_begin);
-    const auto planned = read(tables.rows, rows);
-    const auto items = read(tables.row_items, rows);
+    const auto planned_rows = read(tables.planned_rows, rows);
+    const auto planned_items = read(tables.planned_items, rows);
     for (std::size_t i = 0; i < rows; ++i) {
-      if (expected.rows[i].q_len == 0) continue;
-      EXPECT_TRUE(planned[i] == expected.rows[i]) << "row " << i;
-      EXPECT_TRUE(items[i] == expected.row_items[i]) << "row " << i;
+      if (expected.planned_rows[i].q_len == 0) continue;
+      EXPECT_TRUE(planned_rows[i] == expected.planned_rows[i]) << "row " << i;
+      EXPECT_TRUE(planned_items[i] == expected.planned_items[i]) << "row " << i;
     }
     EXPECT_EQ(read(tables.q_position, rows), expected.q_position);
     EXPECT_EQ(read(tables.q_indptr, expected.q_indptr.size()), expected.q_indptr);

@@ -68,15 +68,15 @@ std::span<const std::int32_t> WrittenSchedule::ints(std::size_t offset, std::int
   return {reinterpret_cast<const std::int32_t*>(begin), static_cast<std::size_t>(count)};
 }
 
-std::span<const decode::PlannedRow> WrittenSchedule::decode_rows() const {
+std::span<const decode::PlannedRow> WrittenSchedule::planned_rows() const {
   const auto* const begin = reinterpret_cast<const std::byte*>(memory_.data());
-  return {reinterpret_cast<const decode::PlannedRow*>(begin + layout().decode_rows),
+  return {reinterpret_cast<const decode::PlannedRow*>(begin + layout().planned_rows),
           static_cast<std::size_t>(layout().size.rows)};
 }
 
-std::span<const decode::PlannedItems> WrittenSchedule::decode_row_items() const {
+std::span<const decode::PlannedItems> WrittenSchedule::planned_items() const {
   const auto* const begin = reinterpret_cast<const std::byte*>(memory_.data());
-  return {reinterpret_cast<const decode::PlannedItems*>(begin + layout().decode_row_items),
+  return {reinterpret_cast<const decode::PlannedItems*>(begin + layout().planned_items),
           static_cast<std::size_t>(layout().size.rows)};
 }
 

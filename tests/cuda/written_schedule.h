@@ -46,8 +46,8 @@ class WrittenSchedule {
   std::span<const std::int32_t> ints(std::size_t offset, std::int64_t count) const;
   std::span<const std::uint8_t> bytes(std::size_t offset, std::int64_t count) const;
   // Nothing for rows of other paths.
-  std::span<const decode::PlannedRow> decode_rows() const;
-  std::span<const decode::PlannedItems> decode_row_items() const;
+  std::span<const decode::PlannedRow> planned_rows() const;
+  std::span<const decode::PlannedItems> planned_items() const;
   // The first `count` blocks of a list.
   std::vector<Block> blocks(const ScheduleLayout::Blocks& offsets, std::int64_t count) const;
   std::vector<Block> small(bool has_mask, int tile) const;

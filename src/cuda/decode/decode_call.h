@@ -17,8 +17,8 @@ struct Batch {
   std::int32_t num_rows = 0;
   const std::int32_t* page_indices = nullptr;
   // [num_rows]; nothing for those without queries.
-  const PlannedRow* rows = nullptr;
-  const PlannedItems* row_items = nullptr;
+  const PlannedRow* planned_rows = nullptr;
+  const PlannedItems* planned_items = nullptr;
   // [num_rows + 1]: items in front of a row, for one KV head. A row without queries has none.
   const std::int32_t* item_indptr = nullptr;
   const std::int32_t* run_limit = nullptr;  // decode_runs.h, in tiles

@@ -43,11 +43,11 @@ struct Item {
       : index(index), in_rows(index / num_heads), head(index - in_rows * num_heads) {}
 };
 
-// The first chunk of an item, which is the row's.
+// The first chunk of an item of the row.
 __device__ __forceinline__ Chunk first_of(const Call& call, const Item& item, int row,
                                           ItemTiles& tiles) {
-  const PlannedRow planned = call.batch.rows[row];
-  const PlannedItems items = call.batch.row_items[row];
+  const PlannedRow planned = call.batch.planned_rows[row];
+  const PlannedItems items = call.batch.planned_items[row];
   Chunk chunk;
   chunk.head = item.head;
   chunk.number = item.in_rows - items.begin;

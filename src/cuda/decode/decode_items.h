@@ -3,8 +3,8 @@
 #include <cstdint>
 
 // How a row's keys are cut into chunks, and which of these a thread block takes at once: the same
-// on the host, which counts them, and on the device, which finds its own. Pure functions; a row's
-// chunks depend on its lengths alone, and so do its bits. No CUDA in here.
+// on the host and in the planning kernel; blocks read what either worked out. Pure functions; a
+// row's chunks depend on its lengths alone, and so do its bits. No CUDA in here.
 namespace seqattn::decode {
 
 inline constexpr int kTileTokens = 16;  // one box of the bulk copy engine; pages hold a multiple
@@ -109,16 +109,20 @@ struct alignas(16) PlannedItems {     // for each KV head
   std::uint8_t unused = 0;
   friend bool operator==(const PlannedItems&, const PlannedItems&) = default;
 };
-static_assert(kMaxChunkTiles <= 255 && kFewChunks <= 255);
+static_assert(sizeof(PlannedRow) == 16 && sizeof(PlannedItems) == 16);
+static_assert(kMaxChunkTiles <= 255 && kFewChunks <= 255 && kManyChunksRun <= 255);
 constexpr PlannedItems planned_items(const Cut& cut, int run_limit, std::int32_t begin) {
-  const bool is_run = takes_runs(cut, run_limit);
   const auto run_chunks = static_cast<std::uint8_t>(cut.run_chunks);
   PlannedItems items;
   items.begin = begin;
   items.count = num_items(cut, run_limit);
   items.num_chunks = cut.num_chunks;
   items.chunk_tiles = static_cast<std::uint8_t>(cut.chunk_tiles);
-  (is_run ? items.item_chunks : items.run_items) = run_chunks;
+  if (takes_runs(cut, run_limit)) {
+    items.item_chunks = run_chunks;
+  } else {
+    items.run_items = run_chunks;
+  }
   return items;
 }
 

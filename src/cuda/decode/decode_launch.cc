@@ -58,7 +58,7 @@ CUtensorMap map_of(const Plane& plane) {
                     : plane.dtype == DType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
                                                       : CU_TENSOR_MAP_DATA_TYPE_UINT8;
   const auto swizzle = block_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B;
-  // Promoted to lines of 256 bytes, boxes of 128 cost 5 % of the bandwidth (docs/performance.md).
+  // Promoted to lines of 256 bytes, boxes of 128 cost 3 to 5 % (docs/performance.md).
   const CUresult status =
       encode(&map, type, kRank, plane.data, sizes.data(), strides.data(), box.data(), steps.data(),
              CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_NONE,
