@@ -84,7 +84,7 @@ __device__ __forceinline__ void schedule(const Call& call, Shared<S>& shared, in
   Item item(static_cast<int>(blockIdx.x), call.num_kv_heads);
   int next = 0;
   wait_for_predecessor();
-  int row = row_of(call.batch, item.in_rows, lane);  // while the total is under way
+  int row = row_of(call.batch, item.in_rows, lane);
   const int total = call.batch.item_indptr[call.batch.num_rows] * call.num_kv_heads;
   const int run_limit = *call.batch.run_limit;
   const int group = call.group_size;
