@@ -57,24 +57,21 @@ void AttentionTables::keep(const SequenceBatch& batch, cudaStream_t stream) {
   const TableUpdate& update = keeper_.update(batch);
   schedule_.reset();
   memory_.reserve(layout.bytes, stream);
-  const auto ints = [&](std::size_t offset) {
-    return reinterpret_cast<std::int32_t*>(memory_.data() + offset);
-  };
-  launch_update_tables(
-      {.max_rows = static_cast<std::int32_t>(layout.size.rows),
-       .page_indices = ints(layout.page_indices),
-       .page_begin = ints(layout.page_indptr),
-       .planned_rows = reinterpret_cast<decode::PlannedRow*>(memory_.data() + layout.planned_rows),
-       .planned_items =
-           reinterpret_cast<decode::PlannedItems*>(memory_.data() + layout.planned_items),
-       .q_position = ints(layout.q_position),
-       .q_indptr = ints(layout.q_indptr),
-       .item_indptr = ints(layout.item_indptr),
-       .num_rows = ints(layout.totals) + kTotalRows,
-       .num_tokens = ints(layout.totals) + kTotalTokens,
-       .run_limit = ints(layout.totals) + kRunLimit},
-      update, std::min(options_.shape.window_left, decode::kMaxKeys), chunk_rule_of(options_.shape),
-      options_.decode_blocks, updates_, overlaps_launches_, stream);
+  const auto ints = [&](std::size_t offset) { return writable<std::int32_t>(offset); };
+  launch_update_tables({.max_rows = static_cast<std::int32_t>(layout.size.rows),
+                        .page_indices = ints(layout.page_indices),
+                        .page_begin = ints(layout.page_indptr),
+                        .planned_rows = writable<decode::PlannedRow>(layout.planned_rows),
+                        .planned_items = writable<decode::PlannedItems>(layout.planned_items),
+                        .q_position = ints(layout.q_position),
+                        .q_indptr = ints(layout.q_indptr),
+                        .item_indptr = ints(layout.item_indptr),
+                        .num_rows = ints(layout.totals) + kTotalRows,
+                        .num_tokens = ints(layout.totals) + kTotalTokens,
+                        .run_limit = ints(layout.totals) + kRunLimit},
+                       update, std::min(options_.shape.window_left, decode::kMaxKeys),
+                       chunk_rule_of(options_.shape), options_.decode_blocks, updates_,
+                       overlaps_launches_, stream);
   kept_rows_ = layout.size.rows;
   schedule_ = std::move(schedule);
 }

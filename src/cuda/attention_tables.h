@@ -38,7 +38,7 @@ class AttentionTables {
   bool fixed_size() const noexcept { return options_.fixed_size(); }
   template <class T>
   const T* at(std::size_t offset) const {
-    return reinterpret_cast<const T*>(memory_.data() + offset);
+    return writable<T>(offset);
   }
   const std::int32_t* ints(std::size_t offset) const { return at<std::int32_t>(offset); }
   // For kernels whose launch is fixed; else null.
@@ -47,6 +47,11 @@ class AttentionTables {
   }
 
  private:
+  template <class T>
+  T* writable(std::size_t offset) const {
+    return reinterpret_cast<T*>(memory_.data() + offset);
+  }
+
   ScheduleOptions options_;
   bool overlaps_launches_;  // launch.h
   bool keeps_sequences_ = false;

@@ -25,7 +25,7 @@ class Writer {
     write_rows();
     pad_rows();
     std::copy(schedule_.fa3_tiles.begin(), schedule_.fa3_tiles.end(),
-              reinterpret_cast<Fa3Tile*>(memory_ + layout_.fa3_tiles));
+              at<Fa3Tile>(layout_.fa3_tiles));
     std::int32_t* const totals = ints(layout_.totals);
     totals[kTotalRows] = static_cast<std::int32_t>(schedule_.counts.rows);
     totals[kTotalTokens] = static_cast<std::int32_t>(plan_.num_q_tokens);
@@ -34,9 +34,11 @@ class Writer {
   }
 
  private:
-  std::int32_t* ints(std::size_t offset) const {
-    return reinterpret_cast<std::int32_t*>(memory_ + offset);
+  template <class T>
+  T* at(std::size_t offset) const {
+    return reinterpret_cast<T*>(memory_ + offset);
   }
+  std::int32_t* ints(std::size_t offset) const { return at<std::int32_t>(offset); }
 
   void write_tables();
   void write_rows();
@@ -92,7 +94,7 @@ void Writer::write_rows() {
     ints(layout_.out_begin)[i] = static_cast<std::int32_t>(row.q_begin);
     if (mask_bytes_of(row) > 0) {
       ints(layout_.mask_indptr)[i] = static_cast<std::int32_t>(mask_begin);
-      write_mask(row, reinterpret_cast<std::uint8_t*>(memory_ + layout_.mask_bits) + mask_begin);
+      write_mask(row, at<std::uint8_t>(layout_.mask_bits) + mask_begin);
       mask_begin += mask_bytes_of(row);
     }
     const RowPath path = path_of(options_, row);
@@ -122,12 +124,12 @@ void Writer::write_rows() {
 
 void Writer::write_decode(std::size_t i, const decode::Cut& cut) {
   const AttentionRow& row = plan_.rows[i];
-  reinterpret_cast<decode::PlannedRow*>(memory_ + layout_.planned_rows)[i] = {
+  at<decode::PlannedRow>(layout_.planned_rows)[i] = {
       .page_begin = static_cast<std::int32_t>(row.page_begin),
       .kv_len = static_cast<std::int32_t>(row.kv_len),
       .q_begin = static_cast<std::int32_t>(row.q_begin),
       .q_len = static_cast<std::int32_t>(row.q_len)};
-  auto& items = reinterpret_cast<decode::PlannedItems*>(memory_ + layout_.planned_items)[i];
+  auto& items = at<decode::PlannedItems>(layout_.planned_items)[i];
   items = decode::planned_items(cut, schedule_.counts.run_limit,
                                 static_cast<std::int32_t>(num_decode_items_));
   num_decode_items_ += items.count;
@@ -198,7 +200,7 @@ void Writer::pad_rows() {
   if (!options_.fixed_size()) return;
   for (int tile = 0; tile < kNumTiles; ++tile) {  // a mask and a capacity exclude each other
     const std::int64_t used = num_small_blocks_[false][tile];
-    auto* const valid = reinterpret_cast<bool*>(memory_ + layout_.small[false][tile].is_valid);
+    auto* const valid = at<bool>(layout_.small[false][tile].is_valid);
     std::fill_n(valid, used, true);
     std::fill_n(valid + used, layout_.size.small_blocks[false][tile] - used, false);
   }

@@ -81,20 +81,20 @@ class CudaFloat8Storage : public ::testing::TestWithParam<Float8Storage> {
   std::vector<double> random_values(std::int64_t tokens, int dim) {
     constexpr double kInfinity = std::numeric_limits<double>::infinity();
     std::normal_distribution<double> normal;
-    std::vector<double> values(static_cast<std::size_t>(tokens * GetParam().num_heads * dim));
+    std::vector<double> values(static_cast<std::size_t>(tokens * num_heads * dim));
     for (double& x : values) x = 2 * normal(random) * std::exp(normal(random));
     for (std::size_t i = 0; i < 50; ++i) {
       values[random() % values.size()] =
           std::array{kInfinity, -kInfinity, std::nan(""), 6e4, 1e-7}[random() % 5];
     }
-    std::fill_n(values.begin() + GetParam().num_heads * dim, dim, 0.0);
+    std::fill_n(values.begin() + num_heads * dim, dim, 0.0);
     return values;
   }
   Tensor tensor(Device device, DType dtype, std::int64_t tokens, int dim) const {
     return {device,
             dtype,
-            {tokens, GetParam().num_heads, dim},
-            GetParam().with_gaps ? with_gaps(GetParam().num_heads, dim) : Layout{}};
+            {tokens, num_heads, dim},
+            GetParam().with_gaps ? with_gaps(num_heads, dim) : Layout{}};
   }
   void append(std::span<Cache* const> caches, const std::vector<SeqId>& ids,
               const std::vector<std::int32_t>& indptr) {
@@ -113,6 +113,7 @@ class CudaFloat8Storage : public ::testing::TestWithParam<Float8Storage> {
       }
     }
   }
+  const int num_heads = GetParam().num_heads;
   std::mt19937_64 random = random_source(6100);
 };
 

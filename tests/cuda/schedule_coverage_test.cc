@@ -180,8 +180,9 @@ class Coverage {
     const auto rows = static_cast<std::int64_t>(plan_.rows.size());
     if (written_.schedule().counts.decode_items == 0) return;
     const auto indptr = written_.ints(written_.layout().item_indptr, rows + 1);
-    const auto planned_rows = written_.planned_rows();
-    const auto planned_items = written_.planned_items();
+    const auto planned_rows = written_.at<decode::PlannedRow>(written_.layout().planned_rows, rows);
+    const auto planned_items =
+        written_.at<decode::PlannedItems>(written_.layout().planned_items, rows);
     EXPECT_EQ(indptr[0], 0);
     EXPECT_EQ(indptr[plan_.rows.size()], written_.schedule().counts.decode_items);
     for (std::size_t i = 0; i < plan_.rows.size(); ++i) {

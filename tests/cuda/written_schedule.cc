@@ -63,28 +63,6 @@ bool WrittenSchedule::margin_is_untouched() const {
                      [](std::int64_t x) { return x == kPattern; });
 }
 
-std::span<const std::int32_t> WrittenSchedule::ints(std::size_t offset, std::int64_t count) const {
-  const auto* const begin = reinterpret_cast<const std::byte*>(memory_.data()) + offset;
-  return {reinterpret_cast<const std::int32_t*>(begin), static_cast<std::size_t>(count)};
-}
-
-std::span<const decode::PlannedRow> WrittenSchedule::planned_rows() const {
-  const auto* const begin = reinterpret_cast<const std::byte*>(memory_.data());
-  return {reinterpret_cast<const decode::PlannedRow*>(begin + layout().planned_rows),
-          static_cast<std::size_t>(layout().size.rows)};
-}
-
-std::span<const decode::PlannedItems> WrittenSchedule::planned_items() const {
-  const auto* const begin = reinterpret_cast<const std::byte*>(memory_.data());
-  return {reinterpret_cast<const decode::PlannedItems*>(begin + layout().planned_items),
-          static_cast<std::size_t>(layout().size.rows)};
-}
-
-std::span<const std::uint8_t> WrittenSchedule::bytes(std::size_t offset, std::int64_t count) const {
-  return {reinterpret_cast<const std::uint8_t*>(memory_.data()) + offset,
-          static_cast<std::size_t>(count)};
-}
-
 std::vector<Block> WrittenSchedule::blocks(const ScheduleLayout::Blocks& offsets,
                                            std::int64_t count) const {
   const auto row = ints(offsets.row, count), q_tile = ints(offsets.q_tile, count);
@@ -113,15 +91,15 @@ std::vector<Block> WrittenSchedule::fa3_as_fa2() const {
 }
 
 std::vector<std::vector<Fa3Item>> WrittenSchedule::fa3(int num_blocks, int num_heads) const {
-  const auto* const tiles = reinterpret_cast<const Fa3Tile*>(
-      reinterpret_cast<const std::byte*>(memory_.data()) + layout().fa3_tiles);
+  const auto tiles = at<Fa3Tile>(layout().fa3_tiles, schedule_.counts.fa3_tiles);
   const std::int64_t num_items = schedule_.counts.fa3_tiles * num_heads;
   std::vector<std::vector<Fa3Item>> lists(static_cast<std::size_t>(num_blocks));
   for (int block = 0; block < num_blocks; ++block) {
     for (int round = 0;; ++round) {
       const std::int32_t item = fa3_item(round, block, num_blocks);
       if (item >= num_items) break;
-      lists[static_cast<std::size_t>(block)].push_back({tiles[item / num_heads], item % num_heads});
+      lists[static_cast<std::size_t>(block)].push_back(
+          {tiles[static_cast<std::size_t>(item / num_heads)], item % num_heads});
     }
   }
   return lists;

@@ -43,11 +43,17 @@ class WrittenSchedule {
   const ScheduleLayout& layout() const { return schedule_.layout; }
   bool margin_is_untouched() const;
 
-  std::span<const std::int32_t> ints(std::size_t offset, std::int64_t count) const;
-  std::span<const std::uint8_t> bytes(std::size_t offset, std::int64_t count) const;
-  // Nothing for rows of other paths.
-  std::span<const decode::PlannedRow> planned_rows() const;
-  std::span<const decode::PlannedItems> planned_items() const;
+  template <class T>
+  std::span<const T> at(std::size_t offset, std::int64_t count) const {
+    const auto* const begin = reinterpret_cast<const std::byte*>(memory_.data()) + offset;
+    return {reinterpret_cast<const T*>(begin), static_cast<std::size_t>(count)};
+  }
+  std::span<const std::int32_t> ints(std::size_t offset, std::int64_t count) const {
+    return at<std::int32_t>(offset, count);
+  }
+  std::span<const std::uint8_t> bytes(std::size_t offset, std::int64_t count) const {
+    return at<std::uint8_t>(offset, count);
+  }
   // The first `count` blocks of a list.
   std::vector<Block> blocks(const ScheduleLayout::Blocks& offsets, std::int64_t count) const;
   std::vector<Block> small(bool has_mask, int tile) const;
