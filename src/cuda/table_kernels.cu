@@ -162,7 +162,8 @@ __device__ void update(const Header& header, const DeviceTables& tables,
     }
     if (row.q_len > 0) {
       tables.planned_rows[i] = {row.page_begin, row.kv_len, front.queries, row.q_len};
-      tables.planned_items[i] = decode::planned_items(cut, run_limit, front.items);
+      reinterpret_cast<int4&>(tables.planned_items[i]) = __builtin_bit_cast(
+          int4, decode::planned_items(cut, run_limit, front.items));  // by one store
     }
     front = front + sums;
   }

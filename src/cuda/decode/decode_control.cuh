@@ -43,11 +43,16 @@ struct Item {
       : index(index), in_rows(index / num_heads), head(index - in_rows * num_heads) {}
 };
 
+// By one load; the compiler would read what is smaller than a word by more.
+__device__ __forceinline__ PlannedItems whole(const PlannedItems& items) {
+  return __builtin_bit_cast(PlannedItems, reinterpret_cast<const int4&>(items));
+}
+
 // The first chunk of an item of the row.
 __device__ __forceinline__ Chunk first_of(const Call& call, const Item& item, int row,
                                           ItemTiles& tiles) {
   const PlannedRow planned = call.batch.planned_rows[row];
-  const PlannedItems items = call.batch.planned_items[row];
+  const PlannedItems items = whole(call.batch.planned_items[row]);
   Chunk chunk;
   chunk.head = item.head;
   chunk.number = item.in_rows - items.begin;
@@ -84,9 +89,10 @@ __device__ __forceinline__ void schedule(const Call& call, Shared<S>& shared, in
   Item item(static_cast<int>(blockIdx.x), call.num_kv_heads);
   int next = 0;
   wait_for_predecessor();
-  int row = row_of(call.batch, item.in_rows, lane);
-  const int total = call.batch.item_indptr[call.batch.num_rows] * call.num_kv_heads;
+  const int num_items = call.batch.item_indptr[call.batch.num_rows];
   const int run_limit = *call.batch.run_limit;
+  int row = row_of(call.batch, item.in_rows, lane);  // while these are under way
+  const int total = num_items * call.num_kv_heads;
   const int group = call.group_size;
   RingPosition<kChunkSlots> at;
   RingPosition<1> queries;
