@@ -9,15 +9,15 @@
 namespace seqattn {
 namespace {
 
-constexpr int kPartElements = 8;     // of a conversion
-constexpr int kTokensPerThread = 8;  // for vectors measured, as kBatch is: docs/performance.md
+constexpr int kPartElements = 8;  // of a conversion
 
-// Bytes as they are: a part is one Unit.
+// Bytes as they are: a part is one Unit. Its figures are measured, docs/performance.md.
 template <class Unit, bool kWrite>
 struct MoveUnit {
   using Value = Unit;
-  static constexpr int kBatch = 2;
-  static constexpr bool kLoadsEarly = kWrite;
+  static constexpr int kBatch = 2, kTokensPerThread = 6;
+  static constexpr int kSidesPerBlock = 2, kBlocksPerProcessor = 5;
+  static constexpr bool kLoadsEarly = kWrite, kHasScales = false;
   __device__ static Unit load(const TokenPart& part) {
     return reinterpret_cast<const Unit*>(kWrite ? part.element : part.slot)[part.index];
   }
@@ -26,15 +26,10 @@ struct MoveUnit {
   }
 };
 
-template <class Unit, bool kWrite>
-__global__ void __launch_bounds__(kTokenThreads)
-    move_units(TokenSides sides, TokenTable table, int tokens_per_block) {
-  move_parts<MoveUnit<Unit, kWrite>>(sides, table, tokens_per_block);
-}
-
 // Between elements of a plane and float32: a part is 8 of them.
 template <class T, bool kWrite>
 struct ConvertPart : MoveInOne {
+  static constexpr int kTokensPerThread = 8;
   __device__ static void store(const TokenPart& part, Value) {
     T* const elements = reinterpret_cast<T*>(part.slot) + part.index * kPartElements;
     float* const floats = reinterpret_cast<float*>(part.element) + part.index * kPartElements;
@@ -48,12 +43,6 @@ struct ConvertPart : MoveInOne {
     }
   }
 };
-
-template <class T, bool kWrite>
-__global__ void __launch_bounds__(kTokenThreads)
-    convert_tokens(TokenSides sides, TokenTable table, int tokens_per_block) {
-  move_parts<ConvertPart<T, kWrite>>(sides, table, tokens_per_block);
-}
 
 // The largest unit that all addresses and rows are multiples of.
 template <bool kWrite>
@@ -71,14 +60,14 @@ void launch_units(std::span<const Plane> planes, std::span<const TensorView> ten
   };
   const TokenSides vectors = with_units(kVectorBytes);
   if (rows_are_whole(kVectorBytes) && vectors.is_aligned()) {
-    launch_tokens(move_units<uint4, kWrite>, vectors, table, kTokensPerThread, stream);
+    launch_tokens(kernel_of<MoveUnit<uint4, kWrite>>(), vectors, table, stream);
     return;
   }
   const std::int64_t element = size_of(planes[0].dtype);
-  const TokenKernel kernel = element == 4   ? move_units<std::uint32_t, kWrite>
-                             : element == 2 ? move_units<std::uint16_t, kWrite>
-                                            : move_units<std::uint8_t, kWrite>;
-  launch_tokens(kernel, with_units(element), table, kTokensPerThread, stream);
+  const TokenKernel kernel = element == 4   ? kernel_of<MoveUnit<std::uint32_t, kWrite>>()
+                             : element == 2 ? kernel_of<MoveUnit<std::uint16_t, kWrite>>()
+                                            : kernel_of<MoveUnit<std::uint8_t, kWrite>>();
+  launch_tokens(kernel, with_units(element), table, stream);
 }
 
 template <bool kWrite>
@@ -97,20 +86,20 @@ void launch(std::span<const Plane> planes, std::span<const TensorView> tensors,
     return;
   }
   const TokenKernel convert = planes[0].dtype == DType::kFloat16
-                                  ? convert_tokens<__half, kWrite>
-                                  : convert_tokens<__nv_bfloat16, kWrite>;
+                                  ? kernel_of<ConvertPart<__half, kWrite>>()
+                                  : kernel_of<ConvertPart<__nv_bfloat16, kWrite>>();
   const TokenSides parts = make_sides(
       planes, tensors, [](const Plane& plane) { return plane.head_dim / kPartElements; });
   if (converts[0] && converts[1]) {
-    launch_tokens(convert, parts, table, kTokensPerThread, stream);
+    launch_tokens(convert, parts, table, stream);
     return;
   }
   // One side is of the cache's own type.
   const TokenSides elements =
       make_sides(planes, tensors, [](const Plane& plane) { return plane.head_dim; });
-  launch_tokens(convert, parts.only(converts[0] ? 0 : 1), table, kTokensPerThread, stream);
-  launch_tokens(move_units<std::uint16_t, kWrite>, elements.only(converts[0] ? 1 : 0), table,
-                kTokensPerThread, stream);
+  launch_tokens(convert, parts.only(converts[0] ? 0 : 1), table, stream);
+  launch_tokens(kernel_of<MoveUnit<std::uint16_t, kWrite>>(), elements.only(converts[0] ? 1 : 0),
+                table, stream);
 }
 
 }  // namespace

@@ -25,6 +25,7 @@ struct TokenTable {
   // are.
   std::int64_t num_tokens = 0;
   const std::int32_t* num_tokens_device = nullptr;
+  bool overlap_launch = false;  // launch.h
 };
 
 // planes[i] <- tensors[i], i in {0, 1}: keys and values in one launch.

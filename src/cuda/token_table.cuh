@@ -7,6 +7,8 @@
 
 #include "backend.h"
 #include "cuda_check.h"
+#include "launch.h"
+#include "overlap.cuh"
 #include "token_kernels.h"
 
 // How kernels that move tokens between planes and tensors find what a thread has to move.
@@ -48,10 +50,16 @@ struct TokenSides {
   }
 };
 
-// Where a token lies: a page, and a slot of it.
+// Where a token lies: how far into each plane, in bytes, and into its scales, in floats.
 struct TokenPlace {
-  std::int64_t page;
-  int slot;
+  std::int64_t offsets[2];
+  std::int64_t scales[2];
+};
+
+// With what its Move (below) says of launches.
+struct TokenKernel {
+  void (*function)(TokenSides, TokenTable, int tokens_per_block);
+  int tokens_per_thread, sides_per_block;
 };
 
 #ifdef __CUDACC__
@@ -73,20 +81,33 @@ __device__ inline std::int32_t row_of(const TokenTable& table, std::int32_t toke
   return low;
 }
 
-__device__ inline TokenPlace place_of(const TokenTable& table, std::int32_t token, int page_size) {
+template <bool kHasScales>
+__device__ TokenPlace place_of(const TokenSides& sides, const TokenTable& table,
+                               std::int32_t token) {
   const std::int32_t row = row_of(table, token);
   const std::int32_t position = table.begin[row] + (token - table.indptr[row]);
-  const std::int32_t page = position / page_size;
-  return {table.page_indices[table.page_begin[row] + page], position - page * page_size};
+  const std::int32_t in_row = position / sides.page_size;
+  const std::int64_t page = table.page_indices[table.page_begin[row] + in_row];
+  const int slot = position - in_row * sides.page_size;
+  TokenPlace place;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const TokenSide& side = sides.side[i];
+    place.offsets[i] = page * side.page_stride + slot * side.token_stride;
+    if constexpr (kHasScales) {
+      place.scales[i] = page * side.scales.page_stride + slot * side.scales.token_stride;
+    }
+  }
+  return place;
 }
 
-// A part of a head of one token. Of `place` and `slot` nothing is known before the lookup.
+// A part of a head of one token. Of `slot` and `scale` nothing is known before the lookup.
 struct TokenPart {
   const TokenSide& side;
-  int head, index;     // of the head's parts
+  int index;           // of the head's parts
   std::byte* element;  // the head in the tensor
-  TokenPlace place;
-  std::byte* slot;  // the head in the plane
+  std::byte* slot;     // the head in the plane
+  float* scale;        // the head's, for a Move that kHasScales
 };
 
 __device__ inline int thread_of_block() {
@@ -96,52 +117,65 @@ __device__ inline int thread_of_block() {
 // For a Move whose `store` does it all.
 struct MoveInOne {
   struct Value {};
-  static constexpr int kBatch = 1;
-  static constexpr bool kLoadsEarly = false;
+  static constexpr int kBatch = 1, kSidesPerBlock = 1, kBlocksPerProcessor = 8;
+  static constexpr bool kLoadsEarly = false, kHasScales = false;
   __device__ static Value load(const TokenPart&) { return {}; }
 };
 
-// Moves what this thread has of the block's tokens. A block's threads are [sides][tokens at once]
-// [heads][parts of a head], the grid is [heads][tokens]: short blocks are quickest, and divide
-// nothing to know what their threads have. Of its side and head (none behind the last head) a
-// thread takes one part after the other, and of each its tokens, kBatch at a time. A Move says
+// Moves tokens from tensors to planes or back. A block's threads are [sides][tokens at once][heads]
+// [parts of a head], the grid is [parts][sides][heads][tokens]: short blocks are quickest, and
+// divide nothing to know what their threads have. A thread has one part of a head of one side (none
+// behind the last of these), and of it one token after the other, kBatch at a time. A Move says
 //   Value load(const TokenPart&)                what is to be moved
 //   void store(const TokenPart&, const Value&)  does the rest
 //   kBatch                                      how many are loaded before the first is stored
+//   kTokensPerThread                            where that leaves blocks for all processors
+//   kSidesPerBlock                              2: a block moves keys and values
+//   kBlocksPerProcessor                         that are to have registers
+//   kHasScales                                  of its planes
 //   kLoadsEarly                                 whether `load` does without the lookup; then the
 //                                               first loads and the lookups wait for memory
 //                                               together
 template <class Move>
-__device__ __forceinline__ void move_parts(const TokenSides& sides, const TokenTable& table,
-                                           int tokens_per_block) {
+__global__ void __launch_bounds__(kTokenThreads, Move::kBlocksPerProcessor)
+    exchange_tokens(TokenSides sides, TokenTable table, int tokens_per_block) {
   __shared__ TokenPlace places[kMostTokens];
+  let_successor_start();
+  wait_for_predecessor();
   const auto num_tokens = static_cast<int>(
       table.num_tokens_device != nullptr ? *table.num_tokens_device : table.num_tokens);
   const int first = static_cast<int>(blockIdx.x) * tokens_per_block;
   if (first >= num_tokens) return;
   const int count = min(tokens_per_block, num_tokens - first);
-  const int at_once = static_cast<int>(blockDim.z) >> (sides.num_sides - 1);
-  const bool is_second = static_cast<int>(threadIdx.z) >= at_once;
-  const TokenSide& side = sides.side[is_second ? 1 : 0];
-  const int first_token = static_cast<int>(threadIdx.z) - (is_second ? at_once : 0);
+
+  constexpr bool kBothSides = Move::kSidesPerBlock == 2;
+  const int two_sides = sides.num_sides - 1;  // 0: one
+  const int sides_shift = kBothSides ? 0 : two_sides;
+  const int at_once = static_cast<int>(blockDim.z) >> (two_sides - sides_shift);
+  const bool is_second = kBothSides && static_cast<int>(threadIdx.z) >= at_once;
+  const int which = is_second ? 1 : static_cast<int>(blockIdx.z) & sides_shift;
+  const TokenSide& side = sides.side[which];
   const int head = static_cast<int>(blockIdx.y * blockDim.y + threadIdx.y);
-  const bool has_any = head < sides.num_heads && first_token < count;
-  std::byte* const tensor =
-      side.tensor + first * side.tensor_token_stride + head * side.tensor_head_stride;
+  const int index = static_cast<int>((blockIdx.z >> sides_shift) * blockDim.x + threadIdx.x);
+  int token = static_cast<int>(threadIdx.z) - (is_second ? at_once : 0);
+  const bool has_any = token < count && head < sides.num_heads && index < side.parts_per_head;
+  std::byte* tensor =
+      side.tensor + (first + token) * side.tensor_token_stride + head * side.tensor_head_stride;
   std::byte* const plane = side.plane + head * side.head_stride;
+  const std::int64_t tensor_step = at_once * side.tensor_token_stride;
 
   using Value = typename Move::Value;
   Value values[Move::kBatch];
-  const auto for_batch = [&](int index, int begin, bool has_places, const auto& body) {
+  const auto for_batch = [&](bool has_places, const auto& body) {
 #pragma unroll
     for (int i = 0; i < Move::kBatch; ++i) {
-      const int token = begin + i * at_once;
-      if (token >= count) break;
-      TokenPart part{side, head, index, tensor + token * side.tensor_token_stride, {}, nullptr};
-      if (has_places) {
-        part.place = places[token];
-        part.slot =
-            plane + part.place.page * side.page_stride + part.place.slot * side.token_stride;
+      const int at = token + i * at_once;
+      if (at >= count) break;
+      TokenPart part{side, index, tensor + i * tensor_step, nullptr, nullptr};
+      if (has_places) part.slot = plane + places[at].offsets[which];
+      if (has_places && Move::kHasScales) {
+        const Plane::Scales& scales = side.scales;
+        part.scale = scales.data + places[at].scales[which] + head * scales.head_stride;
       }
       body(part, values[i]);
     }
@@ -149,24 +183,27 @@ __device__ __forceinline__ void move_parts(const TokenSides& sides, const TokenT
   const auto load = [](const TokenPart& part, Value& value) { value = Move::load(part); };
   const auto store = [](const TokenPart& part, const Value& value) { Move::store(part, value); };
 
-  const int first_part = static_cast<int>(threadIdx.x);
-  const bool loads_early = Move::kLoadsEarly && has_any && first_part < side.parts_per_head;
-  if (loads_early) for_batch(first_part, first_token, false, load);
+  if (Move::kLoadsEarly && has_any) for_batch(false, load);
   const auto threads = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
 #pragma unroll 1
   for (int i = thread_of_block(); i < count; i += threads) {
-    places[i] = place_of(table, first + i, sides.page_size);
+    places[i] = place_of<Move::kHasScales>(sides, table, first + i);
   }
   __syncthreads();
   if (!has_any) return;
-  bool is_loaded = loads_early;
-  for (int index = first_part; index < side.parts_per_head; index += static_cast<int>(blockDim.x)) {
-    for (int begin = first_token; begin < count; begin += at_once * Move::kBatch) {
-      if (!is_loaded) for_batch(index, begin, true, load);
-      for_batch(index, begin, true, store);
-      is_loaded = false;
-    }
+  if (!Move::kLoadsEarly) for_batch(true, load);
+  while (true) {
+    for_batch(true, store);
+    token += Move::kBatch * at_once;
+    if (token >= count) return;
+    tensor += Move::kBatch * tensor_step;
+    for_batch(true, load);
   }
+}
+
+template <class Move>
+TokenKernel kernel_of() {
+  return {exchange_tokens<Move>, Move::kTokensPerThread, Move::kSidesPerBlock};
 }
 
 #endif
@@ -197,36 +234,40 @@ TokenSides make_sides(std::span<const Plane> planes, std::span<const TensorView>
   return sides;
 }
 
-using TokenKernel = void (*)(TokenSides, TokenTable, int tokens_per_block);
-
 #ifdef __CUDACC__
 
-// A thread takes `tokens_per_thread` tokens where that leaves blocks for all processors, else
-// fewer, but no less than two: blocks are work of their own.
-inline void launch_tokens(TokenKernel kernel, const TokenSides& sides, const TokenTable& table,
-                          int tokens_per_thread, cudaStream_t stream) {
+// Where a thread's tokens do not leave blocks for all processors it takes fewer, but no less than
+// two: blocks are work of their own.
+inline void launch_tokens(const TokenKernel& kernel, TokenSides sides, TokenTable table,
+                          cudaStream_t stream) {
   constexpr int kManyBlocks = 1024, kFewTokensPerThread = 2;
   constexpr int kMostBlockDepth = 64;  // of any kernel
-  const int threads = kTokenThreads / sides.num_sides;
+  const auto blocks_for = [](auto count, auto each) {
+    return static_cast<unsigned>((count + each - 1) / each);
+  };
+  const int sides_per_block = std::min(sides.num_sides, kernel.sides_per_block);
+  const int threads = kTokenThreads / sides_per_block;
   int most_parts = 0;
   for (int i = 0; i < sides.num_sides; ++i) {
     most_parts = std::max(most_parts, sides.side[i].parts_per_head);
   }
   const int parts = std::min(most_parts, threads);
   const int heads = std::min(sides.num_heads, threads / parts);
-  const int at_once = std::min({threads / (parts * heads), kMostBlockDepth / sides.num_sides,
-                                kMostTokens / tokens_per_thread});
-  const int head_blocks = (sides.num_heads + heads - 1) / heads;
-  const auto tokens_per_block = static_cast<int>(
+  const int at_once = std::min({threads / (parts * heads), kMostBlockDepth / sides_per_block,
+                                kMostTokens / kernel.tokens_per_thread});
+  const unsigned head_blocks = blocks_for(sides.num_heads, heads);
+  auto tokens_per_block = static_cast<int>(
       std::clamp<std::int64_t>(table.num_tokens * head_blocks / kManyBlocks,
-                               kFewTokensPerThread * at_once, tokens_per_thread * at_once));
-  const dim3 grid(
-      static_cast<unsigned>((table.num_tokens + tokens_per_block - 1) / tokens_per_block),
-      static_cast<unsigned>(head_blocks));
+                               kFewTokensPerThread * at_once, kernel.tokens_per_thread * at_once));
+  const unsigned grid_sides = static_cast<unsigned>(sides.num_sides / sides_per_block);
+  const dim3 grid(blocks_for(table.num_tokens, tokens_per_block), head_blocks,
+                  blocks_for(most_parts, parts) * grid_sides);
   const dim3 block(static_cast<unsigned>(parts), static_cast<unsigned>(heads),
-                   static_cast<unsigned>(at_once * sides.num_sides));
-  kernel<<<grid, block, 0, stream>>>(sides, table, tokens_per_block);
-  check_launch("write_tokens or read_tokens");
+                   static_cast<unsigned>(at_once * sides_per_block));
+  void* arguments[] = {&sides, &table, &tokens_per_block};
+  check_cuda(launch(reinterpret_cast<const void*>(kernel.function), {grid, block}, arguments,
+                    stream, table.overlap_launch),
+             "write_tokens or read_tokens");
 }
 
 #endif

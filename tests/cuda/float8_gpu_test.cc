@@ -77,7 +77,8 @@ class CudaFloat8Storage : public ::testing::TestWithParam<Float8Storage> {
             .kv_layout = c.layout,
             .kv_scaling = c.scaling};
   }
-  // What appends get: some of it saturates, some is not finite, one head is of zeros.
+  // What appends get: some of it saturates, some is not finite, some heads have no finite number or
+  // are of zeros.
   std::vector<double> random_values(std::int64_t tokens, int dim) {
     constexpr double kInfinity = std::numeric_limits<double>::infinity();
     std::normal_distribution<double> normal;
@@ -87,7 +88,10 @@ class CudaFloat8Storage : public ::testing::TestWithParam<Float8Storage> {
       values[random() % values.size()] =
           std::array{kInfinity, -kInfinity, std::nan(""), 6e4, 1e-7}[random() % 5];
     }
-    std::fill_n(values.begin() + num_heads * dim, dim, 0.0);
+    const std::array whole_heads{0.0, std::nan(""), -kInfinity};
+    for (std::size_t i = 0; i < whole_heads.size(); ++i) {
+      std::fill_n(values.begin() + static_cast<int>(i + 1) * num_heads * dim, dim, whole_heads[i]);
+    }
     return values;
   }
   Tensor tensor(Device device, DType dtype, std::int64_t tokens, int dim) const {
