@@ -122,6 +122,14 @@ struct MoveInOne {
   __device__ static Value load(const TokenPart&) { return {}; }
 };
 
+// Blocks whose threads a processor holds: it has 2,048 of them, or 1,536.
+#if defined(__CUDA_ARCH__) && \
+    ((__CUDA_ARCH__ > 800 && __CUDA_ARCH__ < 900) || __CUDA_ARCH__ >= 1100)
+inline constexpr int kMostBlocksPerProcessor = 6;
+#else
+inline constexpr int kMostBlocksPerProcessor = 8;
+#endif
+
 // Moves tokens from tensors to planes or back. A block's threads are [sides][tokens at once][heads]
 // [parts of a head], the grid is [parts][sides][heads][tokens]: short blocks are quickest, and
 // divide nothing to know what their threads have. A thread has one part of a head of one side (none
@@ -137,7 +145,8 @@ struct MoveInOne {
 //                                               first loads and the lookups wait for memory
 //                                               together
 template <class Move>
-__global__ void __launch_bounds__(kTokenThreads, Move::kBlocksPerProcessor)
+__global__ void __launch_bounds__(kTokenThreads,
+                                  std::min(Move::kBlocksPerProcessor, kMostBlocksPerProcessor))
     exchange_tokens(TokenSides sides, TokenTable table, int tokens_per_block) {
   __shared__ TokenPlace places[kMostTokens];
   let_successor_start();
