@@ -228,7 +228,7 @@ void CudaAttention::append(std::span<const Plane> planes, std::span<const Tensor
        .indptr = tables_.ints(layout.q_indptr),
        .num_rows = static_cast<std::int32_t>(layout.size.rows),
        .num_tokens = fixed_size() ? options_.capacity.max_q_tokens : schedule.num_q_tokens,
-       .num_tokens_device = fixed_size() ? tables_.total(kTotalTokens) : nullptr,
+       .num_tokens_device = tables_.total(kTotalTokens),
        .overlap_launch = overlaps_launches_},
       stream);
 }

@@ -7,6 +7,7 @@
 #include "launch.h"
 #include "overlap.cuh"
 #include "table_kernels.h"
+#include "whole.cuh"
 
 namespace seqattn {
 namespace {
@@ -162,8 +163,7 @@ __device__ void update(const Header& header, const DeviceTables& tables,
     }
     if (row.q_len > 0) {
       tables.planned_rows[i] = {row.page_begin, row.kv_len, front.queries, row.q_len};
-      reinterpret_cast<int4&>(tables.planned_items[i]) = __builtin_bit_cast(
-          int4, decode::planned_items(cut, run_limit, front.items));  // by one store
+      store_whole(tables.planned_items[i], decode::planned_items(cut, run_limit, front.items));
     }
     front = front + sums;
   }

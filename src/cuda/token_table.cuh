@@ -11,7 +11,8 @@
 #include "overlap.cuh"
 #include "token_kernels.h"
 
-// How kernels that move tokens between planes and tensors find what a thread has to move.
+// The kernel that moves tokens between planes and tensors, by a Move that says what is done with
+// each, and its launch.
 namespace seqattn {
 
 inline constexpr int kTokenThreads = 256;  // a block
@@ -50,7 +51,8 @@ struct TokenSides {
   }
 };
 
-// Where a token lies: how far into each plane, in bytes, and into its scales, in floats.
+// Where a token lies: how far into each plane, in bytes, and into its scales, in floats, where the
+// Move has scales.
 struct TokenPlace {
   std::int64_t offsets[2];
   std::int64_t scales[2];
@@ -61,8 +63,6 @@ struct TokenKernel {
   void (*function)(TokenSides, TokenTable, int tokens_per_block);
   int tokens_per_thread, sides_per_block;
 };
-
-#ifdef __CUDACC__
 
 __device__ inline std::int32_t row_of(const TokenTable& table, std::int32_t token) {
   // Decoding: a token a row, found without the loads of a search, which wait for each other.
@@ -157,15 +157,16 @@ __global__ void __launch_bounds__(kTokenThreads,
   if (first >= num_tokens) return;
   const int count = min(tokens_per_block, num_tokens - first);
 
+  // Two sides are a bit of the block's number, or halves of the block.
   constexpr bool kBothSides = Move::kSidesPerBlock == 2;
-  const int two_sides = sides.num_sides - 1;  // 0: one
-  const int sides_shift = kBothSides ? 0 : two_sides;
-  const int at_once = static_cast<int>(blockDim.z) >> (two_sides - sides_shift);
+  const int two_sides = sides.num_sides - 1;        // 1, or 0: one
+  const int side_bit = kBothSides ? 0 : two_sides;  // how wide it is
+  const int at_once = static_cast<int>(blockDim.z) >> (two_sides - side_bit);
   const bool is_second = kBothSides && static_cast<int>(threadIdx.z) >= at_once;
-  const int which = is_second ? 1 : static_cast<int>(blockIdx.z) & sides_shift;
+  const int which = is_second ? 1 : static_cast<int>(blockIdx.z) & side_bit;
   const TokenSide& side = sides.side[which];
   const int head = static_cast<int>(blockIdx.y * blockDim.y + threadIdx.y);
-  const int index = static_cast<int>((blockIdx.z >> sides_shift) * blockDim.x + threadIdx.x);
+  const int index = static_cast<int>((blockIdx.z >> side_bit) * blockDim.x + threadIdx.x);
   int token = static_cast<int>(threadIdx.z) - (is_second ? at_once : 0);
   const bool has_any = token < count && head < sides.num_heads && index < side.parts_per_head;
   std::byte* tensor =
@@ -182,9 +183,11 @@ __global__ void __launch_bounds__(kTokenThreads,
       if (at >= count) break;
       TokenPart part{side, index, tensor + i * tensor_step, nullptr, nullptr};
       if (has_places) part.slot = plane + places[at].offsets[which];
-      if (has_places && Move::kHasScales) {
+      if constexpr (Move::kHasScales) {
         const Plane::Scales& scales = side.scales;
-        part.scale = scales.data + places[at].scales[which] + head * scales.head_stride;
+        if (has_places) {
+          part.scale = scales.data + places[at].scales[which] + head * scales.head_stride;
+        }
       }
       body(part, values[i]);
     }
@@ -215,8 +218,6 @@ TokenKernel kernel_of() {
   return {exchange_tokens<Move>, Move::kTokensPerThread, Move::kSidesPerBlock};
 }
 
-#endif
-
 // Keys and values of a launch; parts_of(plane) says how many parts a head has.
 template <class PartsOf>
 TokenSides make_sides(std::span<const Plane> planes, std::span<const TensorView> tensors,
@@ -242,8 +243,6 @@ TokenSides make_sides(std::span<const Plane> planes, std::span<const TensorView>
   }
   return sides;
 }
-
-#ifdef __CUDACC__
 
 // Where a thread's tokens do not leave blocks for all processors it takes fewer, but no less than
 // two: blocks are work of their own.
@@ -278,7 +277,5 @@ inline void launch_tokens(const TokenKernel& kernel, TokenSides sides, TokenTabl
                     stream, table.overlap_launch),
              "write_tokens or read_tokens");
 }
-
-#endif
 
 }  // namespace seqattn

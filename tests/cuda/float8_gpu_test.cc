@@ -57,6 +57,7 @@ struct Float8Storage {
   KVLayout layout = KVLayout::kNHD;
   DType input = DType::kBFloat16, input_v = DType::kBFloat16;  // of appended keys and values
   int num_heads = kHeads, head_dim = 128, head_dim_v = 128, page_size = 16;
+  int most_tokens = 64;  // of a row
   bool with_gaps = false;
 };
 
@@ -67,7 +68,7 @@ class CudaFloat8Storage : public ::testing::TestWithParam<Float8Storage> {
   }
   static KVCacheConfig config() {
     const Float8Storage& c = GetParam();
-    return {.num_pages = 400 / c.page_size + 20,
+    return {.num_pages = (272 + 2 * c.most_tokens) / c.page_size + 20,
             .page_size = c.page_size,
             .num_heads = c.num_heads,
             .head_dim = c.head_dim,
@@ -126,9 +127,9 @@ TEST_P(CudaFloat8Storage, IsThatOfACpu) {
   Cache host(config(), cpu()), device(config(), cuda(0));
   const std::array both{&host, &device};
   for (Cache* const cache : both) {
-    cache->sequences.allocate({1, 2, 3}, {30, 5, 64});
+    cache->sequences.allocate({1, 2, 3}, {30, 5, c.most_tokens});
   }
-  append(both, {1, 2, 3}, {0, 30, 35, 99});
+  append(both, {1, 2, 3}, {0, 30, 35, 35 + c.most_tokens});
   EXPECT_TRUE(device.contents() == host.contents()) << "prefill";
   for (Cache* const cache : both) {
     cache->sequences.fork(1, 4, 25);
@@ -188,14 +189,17 @@ std::vector<Float8Storage> storages() {
             list.push_back(c);
           };
           add("128");
-          c.num_heads = 11;  // of which a block takes eight
-          add("128_11_heads");
+          c.num_heads = 19;  // of which a block takes sixteen
+          add("128_19_heads");
           c.num_heads = kHeads;
           c.head_dim = 72, c.head_dim_v = 40, c.page_size = 5;
           add("72_40_page5");
           c.input_v = input == DType::kFloat32 ? DType::kBFloat16 : DType::kFloat32;
           add("72_40_page5_values_of_" + std::string(to_string(c.input_v)));
           c.input_v = input;
+          c.most_tokens = 20001;  // of which a thread takes several
+          if (input == DType::kBFloat16) add("72_40_page5_20001_tokens");
+          c.most_tokens = 64;
           c.head_dim = 576, c.head_dim_v = 512, c.page_size = 1;
           add("576_512_page1");
         }

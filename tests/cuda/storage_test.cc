@@ -174,8 +174,8 @@ std::vector<StorageCase> storage_cases() {
           c.input = c.input_v = input;
           c.page_size = 16, c.head_dim = c.head_dim_v = 128;
           add(name, "128");
-          c.num_heads = 11;  // more than a block takes: eight, or one of elements that lie apart
-          add(name, "128_11_heads");
+          c.num_heads = 19;  // more than a block takes: sixteen, eight or one by how they are moved
+          add(name, "128_19_heads");
           c.num_heads = 1, c.head_dim = c.head_dim_v = 8;  // blocks as deep as can be
           add(name, "8_1_head");
           c.num_heads = 3, c.head_dim = c.head_dim_v = 256;  // with gaps, more parts than threads

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "../whole.cuh"
 #include "decode_merge.cuh"
 #include "decode_shape.cuh"
 
@@ -43,16 +44,11 @@ struct Item {
       : index(index), in_rows(index / num_heads), head(index - in_rows * num_heads) {}
 };
 
-// By one load; the compiler would read what is smaller than a word by more.
-__device__ __forceinline__ PlannedItems whole(const PlannedItems& items) {
-  return __builtin_bit_cast(PlannedItems, reinterpret_cast<const int4&>(items));
-}
-
 // The first chunk of an item of the row.
 __device__ __forceinline__ Chunk first_of(const Call& call, const Item& item, int row,
                                           ItemTiles& tiles) {
   const PlannedRow planned = call.batch.planned_rows[row];
-  const PlannedItems items = whole(call.batch.planned_items[row]);
+  const PlannedItems items = load_whole(call.batch.planned_items[row]);
   Chunk chunk;
   chunk.head = item.head;
   chunk.number = item.in_rows - items.begin;

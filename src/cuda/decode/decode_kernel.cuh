@@ -57,8 +57,9 @@ __device__ __forceinline__ Visible<S> visible_to(const Call& call, const Chunk& 
   return visible;
 }
 
-// The scales of a tile's tokens where each has its own, else those of the head; what is not there
-// has 1. Of values under a scale of their head, finish() takes care.
+// The scales of a tile's tokens where each has its own (an append may write them while this block
+// waits for it: no __ldg), else those of the head; what is not there has 1. Of values under a scale
+// of their head, finish() takes care.
 template <class S>
 __device__ __forceinline__ TokenScales scales_of(const Call& call, const Chunk& chunk,
                                                  const std::int32_t* pages, int tile,
@@ -76,10 +77,10 @@ __device__ __forceinline__ TokenScales scales_of(const Call& call, const Chunk& 
         const int token = first_token + lane.g + i * 8;
         if (token >= chunk.kv_len) continue;
         const int slot = token % call.page_size;
-        scales.key[i] = __ldg(keys.data + page * keys.page_stride + slot * keys.token_stride +
-                              chunk.head * keys.head_stride);
-        scales.value[i] = __ldg(values.data + page * values.page_stride +
-                                slot * values.token_stride + chunk.head * values.head_stride);
+        scales.key[i] = keys.data[page * keys.page_stride + slot * keys.token_stride +
+                                  chunk.head * keys.head_stride];
+        scales.value[i] = values.data[page * values.page_stride + slot * values.token_stride +
+                                      chunk.head * values.head_stride];
       }
     }
   }
