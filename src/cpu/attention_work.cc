@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "ceil_div.h"
+
 namespace seqattn {
 namespace {
 
@@ -9,8 +11,6 @@ namespace {
 // is about 1/16 of the 16 tokens in 16 bits, keys and values, that it has to itself.
 constexpr std::int64_t kMinChunkTokens = 768;
 constexpr std::int64_t kChunkTokensPerRow = 16;
-
-constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // Only rows of a single tile are split: longer ones bring enough tiles to keep threads busy. (A
 // single query of more than kMaxTileRows heads a KV head counts as one of those.)

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "ceil_div.h"
 #include "cuda_check.h"
 #include "launch.h"
 #include "merge_kernels.h"
@@ -255,7 +256,7 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
 }
 
 unsigned blocks_for(std::int64_t num_tokens, std::int64_t num_heads) {
-  return static_cast<unsigned>((num_tokens * num_heads + kWarpsPerBlock - 1) / kWarpsPerBlock);
+  return static_cast<unsigned>(ceil_div(num_tokens * num_heads, kWarpsPerBlock));
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "ceil_div.h"
 #include "cuda_check.h"
 #include "page_kernels.h"
 
@@ -95,7 +96,7 @@ void launch_copy_pages(const PageList& list, const Plane& sample, cudaStream_t s
 void launch_move_tokens(const MoveList& list, std::span<const Plane> planes, cudaStream_t stream) {
   int most = 0;
   for (const Plane& plane : planes) most = std::max(most, plane.num_heads * Units(plane).per_row);
-  const dim3 grid(static_cast<unsigned>((most + kThreads - 1) / kThreads),
+  const dim3 grid(static_cast<unsigned>(ceil_div(most, kThreads)),
                   static_cast<unsigned>(list.num_planes));
   move_slots<<<grid, kThreads, 0, stream>>>(list.planes, list.moves, list.num_moves);
   check_launch("move_tokens");

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "attention_plan.h"
+#include "ceil_div.h"
 #include "seqattn/batch_attention.h"
 
 // Which kernel, tile and split serve a row of a batch: one place, and a pure function of the row's
@@ -68,7 +69,5 @@ std::int64_t most_chunks(const AttentionShape& shape, std::int64_t num_rows, std
 
 // Bytes of a row's mask with a bit for each (query, key); 0 for a row without one.
 std::int64_t mask_bytes_of(const AttentionRow& row);
-
-constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace seqattn

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "backend.h"
+#include "ceil_div.h"
 #include "cuda_check.h"
 #include "launch.h"
 #include "overlap.cuh"
@@ -250,8 +251,8 @@ inline void launch_tokens(const TokenKernel& kernel, TokenSides sides, TokenTabl
                           cudaStream_t stream) {
   constexpr int kManyBlocks = 1024, kFewTokensPerThread = 2;
   constexpr int kMostBlockDepth = 64;  // of any kernel
-  const auto blocks_for = [](auto count, auto each) {
-    return static_cast<unsigned>((count + each - 1) / each);
+  const auto blocks_for = [](std::int64_t count, int each) {
+    return static_cast<unsigned>(ceil_div(count, each));
   };
   const int sides_per_block = std::min(sides.num_sides, kernel.sides_per_block);
   const int threads = kTokenThreads / sides_per_block;
