@@ -184,12 +184,15 @@ struct DequantisePart : MoveInOne {
   }
 };
 
+// Keys and values, as they are and to be.
+struct WideningPlanes {
+  Plane from[2], to[2];
+};
+
 template <class T>
 __global__ void __launch_bounds__(kTokenThreads)
-    widen_pages(Plane keys, Plane values, Plane key_copy, Plane value_copy,
-                const std::int32_t* pages) {
-  const Plane& from = blockIdx.y == 0 ? keys : values;
-  const Plane& to = blockIdx.y == 0 ? key_copy : value_copy;
+    widen_pages(WideningPlanes planes, const std::int32_t* pages) {
+  const Plane &from = planes.from[blockIdx.y], &to = planes.to[blockIdx.y];
   const std::int64_t page = pages[blockIdx.x];
   const int per_head = from.head_dim / kVectorElements;
   const int count = from.page_size * from.num_heads * per_head;
@@ -263,7 +266,7 @@ void launch_widen_pages(std::span<const Plane> planes, std::span<const Plane> co
   const auto kernel =
       copies[0].dtype == DType::kFloat16 ? widen_pages<__half> : widen_pages<__nv_bfloat16>;
   kernel<<<dim3(static_cast<unsigned>(num_pages), 2, slices), kTokenThreads, 0, stream>>>(
-      planes[0], planes[1], copies[0], copies[1], pages);
+      WideningPlanes{{planes[0], planes[1]}, {copies[0], copies[1]}}, pages);
   check_launch("widen_pages");
 }
 

@@ -246,7 +246,8 @@ TokenSides make_sides(std::span<const Plane> planes, std::span<const TensorView>
 }
 
 // Where a thread's tokens do not leave blocks for all processors it takes fewer, but no less than
-// two: blocks are work of their own.
+// two: blocks are work of their own. Those of a second side are not counted: with them 4k tokens
+// to 8 bits are 5 % quicker, and 8k to 16k 1 to 2 % slower.
 inline void launch_tokens(const TokenKernel& kernel, TokenSides sides, TokenTable table,
                           cudaStream_t stream) {
   constexpr int kManyBlocks = 1024, kFewTokensPerThread = 2;
