@@ -15,13 +15,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-PROJECT = """\
-cmake_minimum_required(VERSION 3.25)
-project(readme LANGUAGES CXX)
-set(CMAKE_CXX_STANDARD 20)
-add_executable(my_engine main.cc)
-"""
-
 
 def run(title: str, command: list[str], timeout: int = 300, **kwargs) -> None:
     print(f"README.md: {title}", flush=True)
@@ -39,9 +32,9 @@ def run_python(code: str, title: str, folder: Path) -> None:
 
 
 def run_cpp(code: str, cmake: str, prefix: Path, title: str, folder: Path) -> None:
-    """Builds the block as the program `my_engine` of a project that holds the README's own CMake lines."""
+    """Builds the block as the main.cc of the README's own CMake project, whose program is `my_engine`."""
     (folder / "main.cc").write_text(code)
-    (folder / "CMakeLists.txt").write_text(PROJECT + cmake)
+    (folder / "CMakeLists.txt").write_text(cmake)
     build = str(folder / "build")
     run(f"{title}, configured", ["cmake", "-S", str(folder), "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}"])
     run(f"{title}, built", ["cmake", "--build", build])
