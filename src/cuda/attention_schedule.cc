@@ -197,11 +197,10 @@ void check_limit(const char* what, std::int64_t value, std::int64_t most) {
                                 most, ": plan the batch in parts"));
 }
 
-// Before anything is counted: tiles of keys then fit 32 bits.
+// Before anything is counted.
 void check_pages(const ScheduleOptions& options, const AttentionPlan& plan) {
-  const auto planned = static_cast<std::int64_t>(plan.page_indices.size());
-  const std::int64_t pages = options.fixed_size() ? options.capacity.max_pages : planned;
-  check_limit("pages x page_size", pages * options.shape.page_size, kMaxUint32);
+  const auto num_pages = static_cast<std::int64_t>(plan.page_indices.size());
+  check_limit("pages x page_size", page_slots(options, num_pages), kMostPageSlots);
 }
 
 void check_limits(const ScheduleOptions& options, const AttentionPlan& plan,
@@ -225,13 +224,18 @@ void check_capacity(const ScheduleOptions& options, const AttentionPlan& plan) {
         "masks, which windows and trees become, are not part of a captured graph: plan them with "
         "an object without a capacity");
   }
-  const std::int64_t most = most_captured_queries(options);
-  for (std::size_t i = 0; i < plan.rows.size(); ++i) {
-    const std::int64_t q_len = plan.rows[i].q_len;
-    if (q_len <= most) continue;
-    throw UnsupportedError(concat("plan: row ", i, " has ", q_len, " queries; with a capacity a ",
+  const auto check_row = [](std::size_t row, const char* what, std::int64_t count,
+                            std::int64_t most) {
+    if (count <= most) return;
+    throw UnsupportedError(concat("plan: row ", row, " has ", count, what, "; with a capacity a ",
                                   "device takes up to ", most,
                                   ": plan longer ones with an object without a capacity"));
+  };
+  const std::int64_t most_queries = most_captured_queries(options);
+  const bool is_decode_alone = keeps_sequences(options);  // no room for what other kernels take
+  for (std::size_t i = 0; i < plan.rows.size(); ++i) {
+    check_row(i, " queries", plan.rows[i].q_len, most_queries);
+    if (is_decode_alone) check_row(i, " keys", plan.rows[i].kv_len, decode::kMaxKeys);
   }
 }
 
@@ -246,6 +250,11 @@ std::int64_t most_captured_queries(const ScheduleOptions& options) {
 
 decode::ChunkRule chunk_rule_of(const AttentionShape& shape) {
   return {shape.num_kv_heads, shape.group_size(), has_scales(shape.kv_dtype)};
+}
+
+std::int64_t page_slots(const ScheduleOptions& options, std::int64_t num_pages) {
+  const std::int64_t pages = options.fixed_size() ? options.capacity.max_pages : num_pages;
+  return pages * options.shape.page_size;
 }
 
 bool keeps_sequences(const ScheduleOptions& options) {

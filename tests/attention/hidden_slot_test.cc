@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
@@ -113,6 +114,22 @@ TEST_P(HiddenSlots, ThatAWindowHasPassedAreForgotten) {
     ASSERT_TRUE(std::isfinite(expected.front()) && std::isfinite(expected.back()));
   }
   check(c, rows);
+}
+
+// Nor may it be lost: who merges the result with another has to see it in the LSE.
+TEST_P(HiddenSlots, ThatAreNotHiddenReachOutAndLse) {
+  AttentionCase c = attention_case();
+  c.page_size = 16;  // those of 7 are not for every kernel
+  std::erase_if(c.rows, [](const RowLengths& row) { return row.kv_len == 1; });  // FlashInfer: -inf
+  auto rows = random_rows(c, random);
+  for (ref::Row& row : rows) std::fill_n(row.k.begin(), row.num_kv_heads * row.head_dim, kNan);
+  const PagedBatch batch(c, rows, device(), random);
+  const CallTensors tensors = attend(c, rows, batch);
+  for (const Tensor* tensor : {&tensors.out, &tensors.lse}) {
+    const auto elements = tensor->read();
+    const auto is_nan = [](double x) { return std::isnan(x); };
+    EXPECT_TRUE(std::all_of(elements.begin(), elements.end(), is_nan));
+  }
 }
 
 SEQATTN_INSTANTIATE_CASES(HiddenSlots, hidden_cases());

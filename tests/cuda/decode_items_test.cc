@@ -131,6 +131,7 @@ void expect_run_limit(const RunCase& c) {
 
 TEST(CudaDecodeRunLimit, TakesRunsOfLargeBatches) {
   for (const RunCase& c : run_cases()) expect_run_limit(c);
+  for (const RunCase& c : ragged_cases()) expect_run_limit(c);
 }
 
 TEST(CudaDecodeRunLimit, TakesAsManyRunsAsBlocksWhereThatIsOneRound) {

@@ -64,4 +64,67 @@ inline std::vector<RunCase> run_cases() {
   };
 }
 
+// Rows of 1 to 70,001 keys, around every border of how they are split, alone and among so many
+// others that blocks take runs, by each limit.
+inline std::vector<RunCase> ragged_cases() {
+  using Rows = std::vector<std::pair<std::int64_t, int>>;
+  const auto among = [](Rows others) {
+    Rows rows;
+    for (const std::int64_t kv_len :
+         {1,    2,    3,    15,   16,   17,   33,   127,   128,   129,   1000,  1024,  1025, 2047,
+          2048, 2049, 4096, 4097, 8191, 8192, 8193, 16384, 16385, 30000, 45000, 65536, 70001}) {
+      rows.push_back({kv_len, 1});
+    }
+    rows.insert(rows.end(), others.begin(), others.end());
+    return rows;
+  };
+  return {
+      {.name = "Alone", .rows = among({}), .run_limit = 64, .num_qo_heads = 8, .num_kv_heads = 1},
+      {.name = "AmongShortRows",
+       .rows = among({{1000, 600}}),
+       .run_limit = 64,
+       .num_qo_heads = 8,
+       .num_kv_heads = 2},
+      {.name = "AmongRowsOf2k",
+       .rows = among({{2048, 200}}),
+       .run_limit = 128,
+       .num_qo_heads = 8,
+       .num_kv_heads = 2},
+      {.name = "AmongRowsOf32k",
+       .rows = among({{32768, 200}}),
+       .run_limit = 256,
+       .num_qo_heads = 8,
+       .num_kv_heads = 2},
+      {.name = "OfSixteenQueryRows",
+       .rows = among({{4096, 1400}}),
+       .run_limit = 256,
+       .num_qo_heads = 32,
+       .num_kv_heads = 2},
+      {.name = "OfHeadDim64",
+       .rows = among({{2048, 200}}),
+       .run_limit = 128,
+       .num_qo_heads = 8,
+       .num_kv_heads = 2,
+       .head_dim = 64},
+      {.name = "OfHeadDim256",
+       .rows = among({{32768, 200}}),
+       .run_limit = 256,
+       .num_qo_heads = 8,
+       .num_kv_heads = 2,
+       .head_dim = 256},
+      {.name = "OfFloat8",
+       .rows = among({{2048, 200}}),
+       .run_limit = 128,
+       .num_qo_heads = 8,
+       .num_kv_heads = 2,
+       .float8_scaling = KVScaling::kFixed},
+      {.name = "OfFloat8ScalesOfTokens",
+       .rows = among({{8192, 600}}),
+       .run_limit = 256,
+       .num_qo_heads = 32,
+       .num_kv_heads = 2,
+       .float8_scaling = KVScaling::kPerToken},
+  };
+}
+
 }  // namespace seqattn::testing

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -72,6 +73,7 @@ class CudaDecodeRuns : public ::testing::TestWithParam<RunCase> {
     } else {
       attention->plan_sequences(*sequences, some, indptr);
     }
+    EXPECT_EQ(attention->kernel_name(), decode_kernel_name(c));
     TensorView queries = q.view();
     queries.data = static_cast<std::byte*>(queries.data) + static_cast<std::int64_t>(first) *
                                                                param.q_len * queries.strides[0] *
@@ -92,9 +94,17 @@ class CudaDecodeRuns : public ::testing::TestWithParam<RunCase> {
     for (std::size_t i = 1; i < outs.size(); ++i) {
       EXPECT_TRUE(outs[i].bytes() == outs[0].bytes() && lses[i].bytes() == lses[0].bytes());
     }
+    return rows_of(outs[0], lses[0], count);
+  }
+
+  // Of tensors of so many rows, or of which those are the first.
+  std::vector<std::vector<std::byte>> rows_of(const Tensor& out, const Tensor& lse,
+                                              std::size_t count) const {
     std::vector<std::vector<std::byte>> rows(count);
-    for (const auto& bytes : {outs[0].bytes(), lses[0].bytes()}) {
-      const std::size_t of_row = bytes.size() / count;
+    for (const Tensor* tensor : {&out, &lse}) {
+      const auto bytes = tensor->bytes();
+      const auto num_rows = static_cast<std::size_t>(tensor->view().shape[0] / param.q_len);
+      const std::size_t of_row = bytes.size() / num_rows;
       for (std::size_t i = 0; i < count; ++i) {
         rows[i].insert(rows[i].end(), bytes.data() + i * of_row, bytes.data() + (i + 1) * of_row);
       }
@@ -129,6 +139,78 @@ TEST_P(CudaDecodeRuns, GiveRowsTheBitsThatTheyHaveAlone) {
 }
 
 INSTANTIATE_TEST_SUITE_P(, CudaDecodeRuns, ::testing::ValuesIn(run_cases()),
+                         [](const auto& test) { return test.param.name; });
+
+class CudaDecodeRagged : public CudaDecodeRuns {
+ protected:
+  static constexpr std::size_t kNumRagged = 27;  // rows, in front of the others
+
+  // The first `count` rows, of a graph that is captured once.
+  std::vector<std::vector<std::byte>> replay(std::size_t count) {
+    if (graph == nullptr) {
+      const auto num_rows = static_cast<std::int64_t>(ids.size());
+      std::int64_t num_pages = 0;
+      for (const SeqId id : ids) num_pages += (sequences->length(id) + 15) / 16;
+      captured = std::make_unique<BatchAttention>(*manager, c.options(),
+                                                  PlanCapacity{.max_sequences = num_rows + 3,
+                                                               .max_q_tokens = num_rows,
+                                                               .max_q_len = 1,
+                                                               .max_pages = num_pages});
+      out = Tensor(cuda(0), c.out_dtype, {num_rows, c.num_qo_heads, c.dim_v()});
+      lse = Tensor(cuda(0), DType::kFloat32, {num_rows, c.num_qo_heads});
+      plan_first(count);
+      graph = std::make_unique<CapturedGraph>(stream, [&] {
+        captured->run(q.view(), out.view(), {.lse = lse.view()}, 0, stream.get());
+      });
+    } else {
+      plan_first(count);
+    }
+    fill_with_nan(out.view());
+    fill_with_nan(lse.view());
+    graph->launch(stream);
+    stream.wait();
+    return rows_of(out, lse, count);
+  }
+  void plan_first(std::size_t count) {
+    std::vector<std::int32_t> indptr;
+    for (std::size_t i = 0; i <= count; ++i) indptr.push_back(static_cast<std::int32_t>(i));
+    captured->plan_sequences(*sequences, std::span(ids).first(count), indptr, stream.get());
+  }
+
+  OwnStream stream;
+  std::unique_ptr<BatchAttention> captured;
+  std::unique_ptr<CapturedGraph> graph;
+  Tensor out, lse;
+};
+
+// Eight times over: all of them, planned on the device and on the host, each row alone, some beside
+// each other, and as many as come through a replayed graph.
+TEST_P(CudaDecodeRagged, RepeatTheirBitsInEveryCompany) {
+  const auto expected = attend(0, ids.size(), /*packs=*/false);
+  const auto expect_rows = [&](const char* what, std::size_t first,
+                               const std::vector<std::vector<std::byte>>& got) {
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      EXPECT_TRUE(got[i] == expected[first + i]) << what << ", row " << first + i;
+    }
+  };
+  for (int repetition = 0; repetition < 8 && !HasFailure(); ++repetition) {
+    SCOPED_TRACE(repetition);
+    const bool packs = repetition % 2 == 1;
+    expect_rows("planned on the device", 0, attend(0, ids.size(), false));
+    expect_rows("packed", 0, attend(0, ids.size(), true));
+    for (std::size_t row = 0; row < kNumRagged; ++row) {
+      expect_rows("alone", row, attend(row, 1, packs));
+    }
+    for (int i = 0; i < 4; ++i) {
+      const std::size_t first = random() % kNumRagged;
+      const std::size_t count = 1 + random() % (ids.size() - first);
+      expect_rows("some", first, attend(first, count, packs));
+      expect_rows("replayed", 0, replay(i == 0 ? ids.size() : count));
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(, CudaDecodeRagged, ::testing::ValuesIn(ragged_cases()),
                          [](const auto& test) { return test.param.name; });
 
 }  // namespace

@@ -49,6 +49,12 @@ GpuResult attend_on_gpu(const AttentionCase& c, const std::vector<ref::Row>& row
   return result;
 }
 
+std::string decode_kernel_name(const AttentionCase& c) {
+  std::string name = is_hopper() ? "cuda-decode-" : "cuda-fa2-";
+  name += to_string(c.kv_dtype);
+  return name;
+}
+
 void start_with_normals(const AttentionCase& c, PagedKVCacheManager& manager,
                         CacheDescriptor& sequences, SeqId id, std::int64_t kv_len,
                         std::mt19937_64& random) {

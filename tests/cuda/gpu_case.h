@@ -34,6 +34,9 @@ struct GpuResult {
 GpuResult attend_on_gpu(const AttentionCase& c, const std::vector<ref::Row>& rows,
                         const PagedBatch& batch);
 
+// kernel_name() of a batch of rows that decode serves on Hopper, and FA2 elsewhere.
+std::string decode_kernel_name(const AttentionCase& c);
+
 // Starts a sequence of so many tokens, whose keys and values are normals, in the manager's one
 // layer.
 void start_with_normals(const AttentionCase& c, PagedKVCacheManager& manager,

@@ -2,7 +2,6 @@
 // sizes, short and long queries.
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -112,42 +111,6 @@ TEST(CudaLengths, AroundEveryBorderAgreeWithTheOracle) {
   }
   const auto rows = random_rows(c, random);
   const PagedBatch batch(c, rows, cuda(0), random);
-  expect_reference(c, rows, attend_on_gpu(c, rows, batch).tensors);
-}
-
-// Rows of our own kernel over a cache with gaps, keys and values of unlike strides, in tensors with
-// gaps; sinks of any size.
-TEST(CudaDecode, TakesAnyStridesAndSinks) {
-  if (!has_gpu()) GTEST_SKIP() << "no GPU here: this test needs one";
-  auto random = random_source(5305);
-  for (const KVLayout layout : {KVLayout::kNHD, KVLayout::kHND}) {
-    for (const int page_size : {16, 48}) {
-      AttentionCase c = gpu_case(DType::kBFloat16);
-      c.kv_layout = layout;
-      c.page_size = page_size;
-      c.rows = {{1, 1}, {2, 700}, {1, 3000}, {0, 9}, {1, 16}};
-      check_case(c, cuda(0), random, {.with_gaps = true}, TensorLayout::kWithGaps);
-      check_case(c, cuda(0), random, {.values_with_gaps = true}, TensorLayout::kHeadsFirst);
-      c.sinks = true;
-      auto rows = random_rows(c, random);
-      for (const double sink : {3e38, -3e38, 1e5, -1e5}) {
-        for (ref::Row& row : rows) std::fill(row.sink_logits.begin(), row.sink_logits.end(), sink);
-        const PagedBatch batch(c, rows, cuda(0), random);
-        expect_reference(c, rows, attend_on_gpu(c, rows, batch).tensors);
-      }
-    }
-  }
-}
-
-// A pool may have no pages at all.
-TEST(CudaDecode, TakesAnEmptyPool) {
-  if (!has_gpu()) GTEST_SKIP() << "no GPU here: this test needs one";
-  auto random = random_source(5306);
-  AttentionCase c = gpu_case(DType::kBFloat16);
-  c.causal = false;
-  c.rows = {{1, 0}, {2, 0}};
-  const auto rows = random_rows(c, random);
-  const PagedBatch batch(c, rows, cuda(0), random, {.spare_pages = 0});
   expect_reference(c, rows, attend_on_gpu(c, rows, batch).tensors);
 }
 

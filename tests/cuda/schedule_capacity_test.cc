@@ -183,6 +183,29 @@ TEST(CudaCapacity, RefusesWhatAReplayCannotFollow) {
               HasSubstr("tree"));
 }
 
+// A capacity of decode's rows alone has no room for what another kernel would take.
+TEST(CudaCapacity, RefusesARowThatIsTooLongForDecode) {
+  ScheduleOptions options = options_of(8, 2, 128, 128);
+  options.decode_rows = 16;
+  options.capacity = {.max_sequences = 2, .max_q_tokens = 2, .max_q_len = 1, .max_pages = 1 << 24};
+  AttentionPlan plan = plan_of({{1, 9}, {1, 1}}, 128);
+  plan.rows[1].kv_len = decode::kMaxKeys;
+  EXPECT_NO_THROW(measure_schedule(options, plan));
+  ++plan.rows[1].kv_len;
+  EXPECT_THAT(error_of<UnsupportedError>([&] { measure_schedule(options, plan); }),
+              AllOf(HasSubstr("row 1"), HasSubstr("1073741825 keys"), HasSubstr("1073741824")));
+  options.capacity.max_q_len = 9;  // 36 query rows: another kernel's too
+  EXPECT_NO_THROW(measure_schedule(options, plan));
+}
+
+TEST(CudaSchedule, CountsTokensThatPagesHaveRoomFor) {
+  ScheduleOptions options = options_of(8, 2, 128, 16);
+  EXPECT_EQ(page_slots(options, (1 << 28) - 1), kMostPageSlots - 15);
+  EXPECT_GT(page_slots(options, 1 << 28), kMostPageSlots);
+  options.capacity = {.max_sequences = 2, .max_q_tokens = 2, .max_pages = 99};
+  EXPECT_EQ(page_slots(options, 3), 99 * 16);  // as many as a replay may meet
+}
+
 TEST(CudaSchedule, RefusesWhatIndicesOf32BitsDoNotHold) {
   const ScheduleOptions options = options_of(128, 8, 256);
   AttentionPlan plan = plan_of({{1, 1}}, 16);

@@ -17,15 +17,15 @@ template <class S>
 __device__ __forceinline__ void init_barriers(Shared<S>& shared) {
   for (int stage = 0; stage < S::kStages; ++stage) {
     init_barrier(address_of(shared.stage_full[stage]), 1);
-    init_barrier(address_of(shared.stage_empty[stage]), 1);
+    init_barrier(address_of(shared.stage_empty[stage]), kWarpArrivals);
   }
   for (int slot = 0; slot < kChunkSlots; ++slot) {
     init_barrier(address_of(shared.chunk_full[slot]), 32);
-    init_barrier(address_of(shared.chunk_empty[slot]), kMathWarps + 1);
+    init_barrier(address_of(shared.chunk_empty[slot]), kMathWarps * kWarpArrivals + 1);
   }
   init_barrier(address_of(shared.queries_full), 1);
-  init_barrier(address_of(shared.queries_empty), kMathWarps);
-  init_barrier(address_of(shared.published), kMathWarps);
+  init_barrier(address_of(shared.queries_empty), kMathWarps * kWarpArrivals);
+  init_barrier(address_of(shared.published), kMathWarps * kWarpArrivals);
   init_barrier(address_of(shared.counted), 1);
   fence_barrier_init();
 }
@@ -153,8 +153,7 @@ __device__ __forceinline__ void take_tiles(const Call& call, Shared<S>& shared, 
   const auto add_tile = [&](int i) {
     const std::uint32_t last =
         add_values(state, shared_address(shared.ring[stages[i].slot].values), weights[i], lane);
-    __syncwarp();
-    if (lane.index == 0) {
+    if (arrives_for_warp(lane.index)) {
       arrive(address_of(shared.stage_empty[stages[i].slot]) + (last & task.zero));
     }
   };
@@ -180,7 +179,7 @@ __device__ __forceinline__ void take_tiles(const Call& call, Shared<S>& shared, 
 }
 
 // All of a chunk, whose queries are at hand and whose first tile is at `begin`, which becomes the
-// next one's; arrives at `done` when its page table is no longer read.
+// next one's; arrives at `done` when nothing of it in shared memory is read any more.
 template <class S>
 __device__ __forceinline__ Parts<S> attend_to(const Call& call, Shared<S>& shared,
                                               const Chunk& chunk, Task<S>& task,
@@ -216,9 +215,19 @@ __device__ __forceinline__ Parts<S> attend_to(const Call& call, Shared<S>& share
     if (S::kIsFloat8 && call.scales_per_token) load_scales(tile + kStep);
     take_tiles(call, shared, chunk, task, tile, scales, state, stage, lane);
   }
-  __syncwarp();
-  if (lane.index == 0) arrive(done);
+  if (arrives_for_warp(lane.index)) arrive(done);
   return merge_warps(shared, state, warp, lane);
+}
+
+// Of shared memory, for a warp that may arrive at the slot without another look at most of it:
+// whoever has compared num_tiles has read all.
+__device__ __forceinline__ Chunk whole_chunk(const Chunk& slot, std::uint32_t zero) {
+  Chunk chunk = slot;
+  const int all = chunk.head | chunk.number | chunk.num_items | chunk.run_items |
+                  int{chunk.is_of_run} | chunk.num_left | chunk.first_tile | chunk.kv_len |
+                  chunk.q_begin | chunk.q_len | chunk.partial;
+  chunk.num_tiles += all & static_cast<int>(zero);
+  return chunk;
 }
 
 template <class S>
@@ -232,14 +241,15 @@ __device__ __forceinline__ void compute(const Call& call, Shared<S>& shared, int
   Publication<S> publication;
   while (true) {  // an item each
     wait(address_of(shared.chunk_full[at.slot]), at.parity);
-    Chunk chunk = shared.chunks[at.slot];
+    Chunk chunk = whole_chunk(shared.chunks[at.slot], task.zero);
     const bool is_end = chunk.num_items == 0;
     Parts<S> parts;
     if (!is_end) {
       wait(address_of(shared.queries_full), queries_at.parity);
       const std::uint32_t read = task.queries.load(shared.queries, lane);
-      __syncwarp();
-      if (lane.index == 0) arrive(address_of(shared.queries_empty) + (read & task.zero));
+      if (arrives_for_warp(lane.index)) {
+        arrive(address_of(shared.queries_empty) + (read & task.zero));
+      }
       queries_at.advance();
       Parts<S> run;
       while (true) {
@@ -251,7 +261,7 @@ __device__ __forceinline__ void compute(const Call& call, Shared<S>& shared, int
         parts = run;
         if (chunk.num_left == 0) break;
         wait(address_of(shared.chunk_full[at.slot]), at.parity);
-        chunk = shared.chunks[at.slot];
+        chunk = whole_chunk(shared.chunks[at.slot], task.zero);
       }
     }
     publication.settle(call, shared, warp, lane);

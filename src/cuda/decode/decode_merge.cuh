@@ -167,7 +167,9 @@ __device__ __forceinline__ void finish(const Call& call, const Of& of, const Par
     }
     if (call.lse != nullptr && warp == 0 && lane.g == 0) {
       call.lse[token * call.lse_token_stride + head * call.lse_head_stride] =
-          sum > 0 ? sinks.lse(head, max, sum) : -INFINITY;
+          sum > 0    ? sinks.lse(head, max, sum)
+          : sum == 0 ? -INFINITY
+                     : sum;  // NaN
     }
   }
 }
@@ -218,8 +220,7 @@ class Publication {
   __device__ __forceinline__ void publish(const Call& call, Shared<S>& shared, const Chunk& chunk,
                                           const Parts<S>& parts, int warp, const Lane& lane) {
     leave(call, call.partial_stats, chunk.partial, chunk.q_len, parts, warp, lane);
-    __syncwarp();
-    if (lane.index == 0) arrive(address_of(shared.published));
+    if (arrives_for_warp(lane.index)) arrive(address_of(shared.published));
     is_pending_ = true;
   }
 

@@ -36,6 +36,20 @@ __device__ __forceinline__ void arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
+// Arrivals of a warp at a barrier: of one lane, behind the others. racecheck takes what that lane
+// did as ordered, not what the others did: for it every lane can arrive.
+#ifdef SEQATTN_EVERY_LANE_ARRIVES
+inline constexpr int kWarpArrivals = 32;
+#else
+inline constexpr int kWarpArrivals = 1;
+#endif
+
+// Whether the lane is to arrive; all lanes ask together.
+__device__ __forceinline__ bool arrives_for_warp(int lane) {
+  __syncwarp();
+  return kWarpArrivals > 1 || lane == 0;
+}
+
 // Arrives, and lets the phase end no sooner than so many bytes have come by bulk copies.
 __device__ __forceinline__ void arrive_expecting(std::uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
