@@ -184,6 +184,7 @@ std::vector<CaseSpec> all_cases(bool quick) {
           reaching(0.86, float8(decode("64x4k", equal(64, 1, 4 * kK)))),
           reaching(0.90, float8(decode("256x2k", equal(256, 1, 2 * kK)))),
           reaching(0.80, float8(decode("1x65k+63x2k", one_long()))),
+          float8(decode("64x4k, q_len 4", equal(64, 4, 4 * kK))),
           hnd(decode("64x4k", equal(64, 1, 4 * kK))),
           of_head_dim(64, decode("64x4k", equal(64, 1, 4 * kK))),
           of_head_dim(256, decode("64x4k", equal(64, 1, 4 * kK))),

@@ -38,8 +38,9 @@ struct CaseSpec {
   double causal_flops() const;
   // Whether FlashInfer does the same, as peer.h has it.
   bool has_peer() const {
-    return head_dim == 128 && !is_hnd && !scales_per_token &&
-           !(is_float8 && group == Group::kAppend);
+    return group == Group::kAppend   ? !is_float8
+           : group == Group::kDecode ? !scales_per_token
+                                     : head_dim == 128 && !is_hnd && !is_float8;
   }
 };
 

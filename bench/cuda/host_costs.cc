@@ -45,6 +45,7 @@ class Service {
     PeerBatch batch;
     batch.num_qo_heads = kQoHeads;
     batch.num_kv_heads = kKvHeads;
+    batch.head_dim = kHeadDim;
     batch.page_size = kPageSize;
     batch.q_indptr = q_indptr(q_len);
     const auto indptr = packed.kv_page_indptr();

@@ -6,20 +6,19 @@
 #include <cstdint>
 #include <vector>
 
-// FlashInfer as its users have it: its own planners and launch functions, for bfloat16, head_dim
-// 128, causal, the cache bfloat16 or of 8 bits. Plain types, since the headers of FA2 and FA3 must
-// not meet in one file. Everything here throws std::exception for what FlashInfer refuses, and
-// returns the device's status.
+// FlashInfer as its users have it: its own planners and launch functions, for bfloat16, causal.
+// Plain types, since the headers of FA2 and FA3 must not meet in one file. Everything here throws
+// std::exception for what FlashInfer refuses, and returns the device's status.
 namespace seqattn::bench {
-
-inline constexpr int kPeerHeadDim = 128;
 
 // The batch's tables on the host, for planners, and on the device, for kernels.
 struct PeerBatch {
   int num_qo_heads = 0;
   int num_kv_heads = 0;
+  int head_dim = 0;
   int page_size = 0;
-  bool is_float8 = false;                                   // the cache (e4m3); of FA2 alone
+  bool is_hnd = false;
+  bool is_float8 = false;                                   // the cache (e4m3)
   std::vector<std::int32_t> q_indptr, page_indptr, kv_len;  // host
   const std::int32_t* page_indices_device = nullptr;
   const std::int32_t* page_indptr_device = nullptr;
@@ -44,7 +43,8 @@ struct alignas(16) PeerPlan {
   unsigned char bytes[256] = {};
 };
 
-// One layer: caches [pages, page_size, num_kv_heads, 128], q and out [tokens, num_qo_heads, 128].
+// One layer: caches [pages, page_size, num_kv_heads, head_dim], of HND [pages, num_kv_heads,
+// page_size, head_dim]; q and out [tokens, num_qo_heads, head_dim].
 struct PeerTensors {
   void* keys = nullptr;
   void* values = nullptr;
@@ -52,14 +52,15 @@ struct PeerTensors {
   void* out = nullptr;
 };
 
-// FA2, which serves decode and short queries. fixed_split: keys of a chunk, a multiple of the page
-// size; 0 leaves the split to FlashInfer.
+// FA2, which serves decode and short queries: head_dim 64, 128 or 256; up to 64 query rows (queries
+// by group) on average, else cudaErrorInvalidValue. fixed_split: keys of a chunk, a multiple of the
+// page size; 0 leaves the split to FlashInfer.
 cudaError_t plan_fa2(const PeerBatch& batch, const PeerWorkspace& workspace, int fixed_split,
                      PeerPlan* plan, cudaStream_t stream);
 cudaError_t run_fa2(const PeerBatch& batch, const PeerWorkspace& workspace, const PeerPlan& plan,
                     const PeerTensors& tensors, cudaStream_t stream);
 
-// FA3, for long queries on Hopper.
+// FA3, for long queries on Hopper: head_dim 128, NHD, caches of bfloat16.
 cudaError_t plan_fa3(const PeerBatch& batch, const PeerWorkspace& workspace, PeerPlan* plan,
                      cudaStream_t stream);
 cudaError_t run_fa3(const PeerBatch& batch, const PeerWorkspace& workspace, const PeerPlan& plan,

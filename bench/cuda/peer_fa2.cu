@@ -32,9 +32,9 @@ flashinfer::paged_kv_t<Cache, std::int32_t> cache_of(const PeerBatch& batch,
                                                      const PeerTensors& tensors) {
   return {static_cast<std::uint32_t>(batch.num_kv_heads),
           static_cast<std::uint32_t>(batch.page_size),
-          kPeerHeadDim,
+          static_cast<std::uint32_t>(batch.head_dim),
           static_cast<std::uint32_t>(batch.num_rows()),
-          flashinfer::QKVLayout::kNHD,
+          batch.is_hnd ? flashinfer::QKVLayout::kHND : flashinfer::QKVLayout::kNHD,
           static_cast<Cache*>(tensors.keys),
           static_cast<Cache*>(tensors.values),
           ints(batch.page_indices_device),
@@ -42,23 +42,23 @@ flashinfer::paged_kv_t<Cache, std::int32_t> cache_of(const PeerBatch& batch,
           ints(batch.last_page_len_device)};
 }
 
-template <int kTile, class Cache>
+template <int kTile, int kHeadDim, class Cache>
 cudaError_t launch(Params<Cache>& params, T* partial_out, float* partial_lse, cudaStream_t stream) {
   return flashinfer::BatchPrefillWithPagedKVCacheDispatched<
-      kTile, kPeerHeadDim, kPeerHeadDim, flashinfer::PosEncodingMode::kNone,
+      kTile, kHeadDim, kHeadDim, flashinfer::PosEncodingMode::kNone,
       /*USE_FP16_QK_REDUCTION=*/false, flashinfer::MaskMode::kCausal, Variant>(
       params, partial_out, partial_lse, /*enable_pdl=*/true, stream);  // as its own wrapper
 }
 
-template <class Cache>
+template <class Cache, int kHeadDim>
 cudaError_t run(const PeerBatch& batch, const PeerWorkspace& workspace, const PeerPlan& plan,
                 const PeerTensors& tensors, cudaStream_t stream) {
   const auto& info = *reinterpret_cast<const flashinfer::PrefillPlanInfo*>(plan.bytes);
   Params<Cache> params(static_cast<T*>(tensors.q), cache_of<Cache>(batch, tensors), nullptr,
                        ints(batch.q_indptr_device), nullptr, nullptr, static_cast<T*>(tensors.out),
-                       nullptr, nullptr, batch.num_qo_heads, batch.num_qo_heads * kPeerHeadDim,
-                       kPeerHeadDim, /*window_left=*/-1, /*logits_soft_cap=*/0.0f,
-                       1 / std::sqrt(static_cast<float>(kPeerHeadDim)), 1.0f, 1e4f);
+                       nullptr, nullptr, batch.num_qo_heads, batch.num_qo_heads * kHeadDim,
+                       kHeadDim, /*window_left=*/-1, /*logits_soft_cap=*/0.0f,
+                       1 / std::sqrt(static_cast<float>(kHeadDim)), 1.0f, 1e4f);
   const auto at = [&](std::int64_t offset) {
     return flashinfer::GetPtrFromBaseOffset<std::int32_t>(workspace.ints, offset);
   };
@@ -78,14 +78,17 @@ cudaError_t run(const PeerBatch& batch, const PeerWorkspace& workspace, const Pe
   }
   switch (info.cta_tile_q) {
     case 16:
-      return launch<16>(params, partial_out, partial_lse, stream);
+      return launch<16, kHeadDim>(params, partial_out, partial_lse, stream);
     case 64:
-      return launch<64>(params, partial_out, partial_lse, stream);
-    case 128:
-      return launch<128>(params, partial_out, partial_lse, stream);
-    default:
+      return launch<64, kHeadDim>(params, partial_out, partial_lse, stream);
+    default:  // 128, for longer queries
       return cudaErrorInvalidValue;
   }
+}
+
+template <class Cache>
+auto run_of(int head_dim) {
+  return head_dim == 64 ? run<Cache, 64> : head_dim == 128 ? run<Cache, 128> : run<Cache, 256>;
 }
 
 }  // namespace
@@ -96,26 +99,27 @@ cudaError_t plan_fa2(const PeerBatch& batch, const PeerWorkspace& workspace, int
   return flashinfer::PrefillPlan<std::int32_t>(
       workspace.floats, workspace.float_bytes, workspace.ints, workspace.pinned,
       workspace.int_bytes, *info, ints(batch.q_indptr.data()), ints(batch.page_indptr.data()),
-      batch.num_q_tokens(), batch.num_rows(), batch.num_qo_heads, batch.num_kv_heads, kPeerHeadDim,
-      kPeerHeadDim, batch.page_size, /*enable_cuda_graph=*/false, sizeof(T), /*window_left=*/-1,
-      /*fixed_split_size=*/fixed_split > 0 ? fixed_split / batch.page_size : -1,
+      batch.num_q_tokens(), batch.num_rows(), batch.num_qo_heads, batch.num_kv_heads,
+      batch.head_dim, batch.head_dim, batch.page_size, /*enable_cuda_graph=*/false, sizeof(T),
+      /*window_left=*/-1, fixed_split > 0 ? fixed_split / batch.page_size : -1,
       /*disable_split_kv=*/false, /*num_colocated_ctas=*/0, /*uniform_q_len=*/0, stream);
 }
 
 cudaError_t run_fa2(const PeerBatch& batch, const PeerWorkspace& workspace, const PeerPlan& plan,
                     const PeerTensors& tensors, cudaStream_t stream) {
-  return batch.is_float8 ? run<__nv_fp8_e4m3>(batch, workspace, plan, tensors, stream)
-                         : run<T>(batch, workspace, plan, tensors, stream);
+  const auto run_tensors =
+      batch.is_float8 ? run_of<__nv_fp8_e4m3>(batch.head_dim) : run_of<T>(batch.head_dim);
+  return run_tensors(batch, workspace, plan, tensors, stream);
 }
 
 cudaError_t append_by_flashinfer(const PeerBatch& batch, const PeerTensors& tensors,
                                  const PeerAppend& append, cudaStream_t stream) {
-  const std::size_t token_stride = static_cast<std::size_t>(batch.num_kv_heads) * kPeerHeadDim;
+  const std::size_t token_stride = static_cast<std::size_t>(batch.num_kv_heads) * batch.head_dim;
   return flashinfer::AppendPagedKVCache<T, std::int32_t>(
       cache_of<T>(batch, tensors), static_cast<T*>(const_cast<void*>(append.keys)),
       static_cast<T*>(const_cast<void*>(append.values)), ints(append.batch_indices_device),
-      ints(append.positions_device), append.num_tokens, token_stride, kPeerHeadDim, token_stride,
-      kPeerHeadDim, stream);
+      ints(append.positions_device), append.num_tokens, token_stride, batch.head_dim, token_stride,
+      batch.head_dim, stream);
 }
 
 }  // namespace seqattn::bench

@@ -18,6 +18,7 @@
 namespace seqattn::bench {
 namespace {
 
+constexpr int kHeadDim = 128;
 using T = cutlass::bfloat16_t;
 using Params = flashinfer::BatchPrefillPagedParams<T, T, T, std::int32_t>;
 using Variant = flashinfer::DefaultAttention</*use_logits_soft_cap=*/false>;
@@ -28,7 +29,7 @@ std::int32_t* ints(const std::int32_t* from) { return const_cast<std::int32_t*>(
 template <bool kSameScheduleForAllHeads>
 cudaError_t launch(Params& params, cudaStream_t stream) {
   return flashinfer::BatchPrefillWithPagedKVCacheDispatched<
-      kPeerHeadDim, kPeerHeadDim, flashinfer::MaskMode::kCausal, /*LEFT_SLIDING_WINDOW=*/false,
+      kHeadDim, kHeadDim, flashinfer::MaskMode::kCausal, /*LEFT_SLIDING_WINDOW=*/false,
       kSameScheduleForAllHeads, Variant, Params>(params, /*enable_pdl=*/false, stream);
 }
 
@@ -41,7 +42,7 @@ cudaError_t plan_fa3(const PeerBatch& batch, const PeerWorkspace& workspace, Pee
       workspace.floats, workspace.float_bytes, workspace.ints, workspace.pinned,
       workspace.int_bytes, *info, ints(batch.q_indptr.data()), ints(batch.page_indptr.data()),
       ints(batch.kv_len.data()), batch.num_q_tokens(), batch.num_rows(), batch.num_qo_heads,
-      batch.num_kv_heads, kPeerHeadDim, kPeerHeadDim, batch.page_size, /*causal=*/true,
+      batch.num_kv_heads, kHeadDim, kHeadDim, batch.page_size, /*causal=*/true,
       /*enable_cuda_graph=*/false, sizeof(T), stream);
 }
 
@@ -65,11 +66,11 @@ cudaError_t run_fa3(const PeerBatch& batch, const PeerWorkspace& workspace, cons
   params.work_indptr = at(info.work_indptr_offset);
   params.batch_indices = at(info.batch_indices_offset);
   params.kv_indices = ints(batch.page_indices_device);
-  params.additional_params.sm_scale = 1 / std::sqrt(static_cast<float>(kPeerHeadDim));
-  params.q_stride_n = params.o_stride_n = std::int64_t{batch.num_qo_heads} * kPeerHeadDim;
-  params.q_stride_h = params.o_stride_h = kPeerHeadDim;
-  params.k_stride_n = params.v_stride_n = std::int64_t{batch.num_kv_heads} * kPeerHeadDim;
-  params.k_stride_h = params.v_stride_h = kPeerHeadDim;
+  params.additional_params.sm_scale = 1 / std::sqrt(static_cast<float>(kHeadDim));
+  params.q_stride_n = params.o_stride_n = std::int64_t{batch.num_qo_heads} * kHeadDim;
+  params.q_stride_h = params.o_stride_h = kHeadDim;
+  params.k_stride_n = params.v_stride_n = std::int64_t{batch.num_kv_heads} * kHeadDim;
+  params.k_stride_h = params.v_stride_h = kHeadDim;
   params.k_page_stride = params.v_page_stride = params.k_stride_n * batch.page_size;
   params.nnz_qo = batch.num_q_tokens();
   params.num_qo_heads = batch.num_qo_heads;

@@ -67,7 +67,9 @@ void Workload::make_tables() {
   }
   peer_.num_qo_heads = spec_.num_qo_heads;
   peer_.num_kv_heads = spec_.num_kv_heads;
+  peer_.head_dim = spec_.head_dim;
   peer_.page_size = kPageSize;
+  peer_.is_hnd = spec_.is_hnd;
   peer_.is_float8 = spec_.is_float8;
   peer_.q_indptr = q_indptr_;
   peer_.page_indptr = page_indptr_;
