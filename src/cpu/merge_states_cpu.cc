@@ -38,8 +38,9 @@ struct Merged {
 };
 
 Merged merge_weights(double lse_a, double lse_b) {
-  const double max = std::max(lse_a, lse_b);
-  if (std::isinf(max) && max < 0) return {};
+  const auto sees_nothing = [](double lse) { return std::isinf(lse) && lse < 0; };
+  if (sees_nothing(lse_a) && sees_nothing(lse_b)) return {};
+  const double max = std::fmax(lse_a, lse_b);  // of one that is NaN the other; then all is NaN
   const double a = std::exp(lse_a - max), b = std::exp(lse_b - max);
   return {static_cast<float>(a / (a + b)), static_cast<float>(b / (a + b)),
           static_cast<float>(max + std::log(a + b))};

@@ -46,7 +46,9 @@ double attend(const Row& row, const Options& options, std::int64_t query, int he
     logits.push_back(logit(row, options, query, head, key));
     max = std::max(max, logits.back());
   }
-  if (max == kMinusInfinity) return kMinusInfinity;
+  const auto is_nan = [](double x) { return std::isnan(x); };  // which no maximum knows
+  const bool has_nan = std::any_of(logits.begin(), logits.end(), is_nan);
+  if (max == kMinusInfinity && !has_nan) return kMinusInfinity;
 
   double sum = std::exp(sink - max);
   for (const double x : logits) sum += std::exp(x - max);

@@ -2,9 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <string>
 
 #include "seqattn/batch_attention.h"
@@ -41,7 +43,7 @@ void expect_near(const char* what, std::size_t row, const double* got,
                  const std::vector<double>& expected, const Tolerance& tolerance, std::size_t group,
                  double extra) {
   for (std::size_t i = 0; i < expected.size(); ++i) {
-    if (std::isnan(expected[i]) && !std::isfinite(got[i])) continue;
+    if (std::isnan(expected[i]) && std::isnan(got[i])) continue;
     double allowed = tolerance.at(expected[i]);
     if (extra > 0) allowed += extra * root_mean_square(expected.data() + i / group * group, group);
     const bool same = got[i] == expected[i];  // infinities, too
@@ -117,6 +119,28 @@ void check_case(const AttentionCase& c, Device device, std::mt19937_64& random,
   const auto keys = batch.key_bytes(), values = batch.value_bytes();
   expect_reference(c, rows, attend(c, rows, batch, 0, layout));
   EXPECT_TRUE(keys == batch.key_bytes() && values == batch.value_bytes()) << "caches are inputs";
+}
+
+void check_nan_is_passed_on(const AttentionCase& c, Device device, std::mt19937_64& random) {
+  auto rows = random_rows(c, random);
+  for (ref::Row& row : rows) {
+    const auto key = static_cast<std::ptrdiff_t>(row.num_kv_heads * row.head_dim);
+    const auto num_seen_by_all = static_cast<std::uint64_t>(row.kv_len - row.q_len + 1);
+    std::fill_n(row.k.begin() + static_cast<std::ptrdiff_t>(random() % num_seen_by_all) * key, key,
+                std::numeric_limits<double>::quiet_NaN());
+  }
+  const PagedBatch batch(c, rows, device, random);
+  CallTensors tensors(c, rows, device);
+  for (Tensor* tensor : {&tensors.out, &tensors.lse}) fill_with_normals(*tensor, random);
+  BatchAttention attention(batch.manager(), c.options());
+  attention.plan(batch.packed(), qo_indptr_of(rows));
+  attention.run(tensors.q.read_only_view(), tensors.out.view(), tensors.run_options());
+  for (const Tensor* tensor : {&tensors.out, &tensors.lse}) {
+    const auto elements = tensor->read();
+    const auto is_nan = [](double x) { return std::isnan(x); };
+    EXPECT_TRUE(std::all_of(elements.begin(), elements.end(), is_nan))
+        << (tensor == &tensors.lse ? "lse" : "out") << " by " << attention.kernel_name();
+  }
 }
 
 }  // namespace seqattn::testing

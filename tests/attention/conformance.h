@@ -30,13 +30,17 @@ CallTensors attend(const AttentionCase& attention_case, const std::vector<ref::R
                    TensorLayout layout = TensorLayout::kPacked);
 
 // Expects out and lse to agree with the oracle within the tolerance of the case, every element
-// written and nothing beside them. A query whose expected output is NaN, because it sees a NaN, is
-// left out.
+// written and nothing beside them. Where NaN is expected, of a query that sees a NaN, it is to be
+// NaN.
 void expect_reference(const AttentionCase& attention_case, const std::vector<ref::Row>& rows,
                       const CallTensors& tensors);
 
 // The whole of it: random rows in a paged cache full of traps, one run, the oracle.
 void check_case(const AttentionCase& attention_case, Device device, std::mt19937_64& random,
                 const Placement& placement = {}, TensorLayout layout = TensorLayout::kPacked);
+
+// Every query sees a key of NaN: out and lse are to be NaN, and written.
+void check_nan_is_passed_on(const AttentionCase& attention_case, Device device,
+                            std::mt19937_64& random);
 
 }  // namespace seqattn::testing

@@ -116,6 +116,26 @@ TEST_P(MergeStates, NeverReadsASideWithoutKeys) {
   EXPECT_EQ(lse.read()[1], -kInfinity);
 }
 
+// Of either side, whatever the other has seen.
+TEST_P(MergeStates, PassesNanOn) {
+  for (const double other : {-kInfinity, 0.5}) {
+    for (const bool is_a : {true, false}) {
+      Sides sides(device(), {DType::kFloat32, DType::kFloat32}, random);
+      const std::vector<double> nan(kTokens * kHeads, std::nan("")), others(nan.size(), other);
+      sides.lse_a.write(is_a ? nan : others);
+      sides.lse_b.write(is_a ? others : nan);
+      Tensor out(device(), DType::kFloat32, {kTokens, kHeads, kDim});
+      Tensor lse(device(), DType::kFloat32, {kTokens, kHeads});
+      for (Tensor* tensor : {&out, &lse}) fill_with_normals(*tensor, random);
+      merge_states(sides.out_a.view(), sides.lse_a.view(), sides.out_b.view(), sides.lse_b.view(),
+                   out.view(), lse.view());
+      for (const Tensor* tensor : {&out, &lse}) {
+        for (const double x : tensor->read()) ASSERT_TRUE(std::isnan(x)) << x;
+      }
+    }
+  }
+}
+
 TEST_P(MergeStates, WorksInPlaceOfEitherSide) {
   for (const bool into_a : {true, false}) {
     const Sides sides(device(), {DType::kBFloat16, DType::kBFloat16}, random);

@@ -91,6 +91,13 @@ TEST(Oracle, WithoutAVisibleKeyTheOutputIsZeroAndTheLseMinusInfinity) {
   EXPECT_THAT(ref::attention(line({}, {}), {}).lse, ElementsAre(-kInfinity));
 }
 
+TEST(Oracle, AKeyOfNaNMakesNaNOfOutAndLse) {
+  for (const ref::Row& row : {line({kNan}, {3}), line({kNan, 1}, {3, 4})}) {
+    EXPECT_TRUE(std::isnan(ref::attention(row, {}).out[0]));
+    EXPECT_TRUE(std::isnan(ref::attention(row, {}).lse[0]));
+  }
+}
+
 TEST(Oracle, ASinkTakesWeightAndGivesNoValue) {
   ref::Row row = line({0, 0}, {3, 5});
   row.sink_logits = {std::log(2.0)};
