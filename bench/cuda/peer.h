@@ -52,9 +52,9 @@ struct PeerTensors {
   void* out = nullptr;
 };
 
-// FA2, which serves decode and short queries: head_dim 64, 128 or 256; up to 64 query rows (queries
-// by group) on average, else cudaErrorInvalidValue. fixed_split: keys of a chunk, a multiple of the
-// page size; 0 leaves the split to FlashInfer.
+// FA2, which serves decode and short queries: head_dim 64, 128 or 256, tiles of up to 64 query
+// rows; where FlashInfer asks for one of 128, cudaErrorInvalidValue. fixed_split: keys of a chunk,
+// a multiple of the page size; 0 leaves the split to FlashInfer.
 cudaError_t plan_fa2(const PeerBatch& batch, const PeerWorkspace& workspace, int fixed_split,
                      PeerPlan* plan, cudaStream_t stream);
 cudaError_t run_fa2(const PeerBatch& batch, const PeerWorkspace& workspace, const PeerPlan& plan,

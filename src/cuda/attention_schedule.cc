@@ -197,10 +197,16 @@ void check_limit(const char* what, std::int64_t value, std::int64_t most) {
                                 most, ": plan the batch in parts"));
 }
 
-// Before anything is counted.
+// Tokens that the pages of a batch, of its capacity if there is one, have room for.
+std::int64_t page_slots(const ScheduleOptions& options, std::int64_t num_pages) {
+  const std::int64_t pages = options.fixed_size() ? options.capacity.max_pages : num_pages;
+  return pages * options.shape.page_size;
+}
+
+// Before anything is counted: tiles of keys then fit 32 bits.
 void check_pages(const ScheduleOptions& options, const AttentionPlan& plan) {
   const auto num_pages = static_cast<std::int64_t>(plan.page_indices.size());
-  check_limit("pages x page_size", page_slots(options, num_pages), kMostPageSlots);
+  check_limit("pages x page_size", page_slots(options, num_pages), kMaxUint32);
 }
 
 void check_limits(const ScheduleOptions& options, const AttentionPlan& plan,
@@ -234,8 +240,9 @@ void check_capacity(const ScheduleOptions& options, const AttentionPlan& plan) {
   const std::int64_t most_queries = most_captured_queries(options);
   const bool is_decode_alone = keeps_sequences(options);  // no room for what other kernels take
   for (std::size_t i = 0; i < plan.rows.size(); ++i) {
-    check_row(i, " queries", plan.rows[i].q_len, most_queries);
-    if (is_decode_alone) check_row(i, " keys", plan.rows[i].kv_len, decode::kMaxKeys);
+    const AttentionRow& row = plan.rows[i];
+    check_row(i, " queries", row.q_len, most_queries);
+    if (is_decode_alone && row.q_len > 0) check_row(i, " keys", row.kv_len, decode::kMaxKeys);
   }
 }
 
@@ -252,14 +259,15 @@ decode::ChunkRule chunk_rule_of(const AttentionShape& shape) {
   return {shape.num_kv_heads, shape.group_size(), has_scales(shape.kv_dtype)};
 }
 
-std::int64_t page_slots(const ScheduleOptions& options, std::int64_t num_pages) {
-  const std::int64_t pages = options.fixed_size() ? options.capacity.max_pages : num_pages;
-  return pages * options.shape.page_size;
-}
-
 bool keeps_sequences(const ScheduleOptions& options) {
   return options.has_decode() &&
          (!options.fixed_size() || largest_counts(options).small_tokens == 0);
+}
+
+bool kept_tables_fit(const ScheduleOptions& options, std::int64_t num_rows,
+                     std::int64_t num_pages) {
+  return page_slots(options, num_pages) <= kMaxUint32 &&
+         TableKeeper::room_for(num_rows, num_pages) <= std::numeric_limits<std::int32_t>::max();
 }
 
 Schedule kept_schedule(const ScheduleOptions& options, const SequenceBatch& batch,

@@ -3,7 +3,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <vector>
 
 #include "attention_plan.h"
@@ -92,14 +91,11 @@ decode::Cut decode_cut(const AttentionShape& shape, std::int64_t q_len, std::int
 // hold or, with a capacity, for a row that is neither small nor of decode, or for a mask.
 Schedule measure_schedule(const ScheduleOptions& options, const AttentionPlan& plan);
 
-// Tokens that the pages of a batch, of its capacity if there is one, have room for; and may have:
-// tiles of keys are then counted in 32 bits.
-std::int64_t page_slots(const ScheduleOptions& options, std::int64_t num_pages);
-inline constexpr std::int64_t kMostPageSlots = std::numeric_limits<std::uint32_t>::max();
-
 // Whether a device keeps tables of sequences: it has decode, and a capacity, if any, leaves no room
 // for rows of another path.
 bool keeps_sequences(const ScheduleOptions& options);
+// Whether tables of so many sequences and pages are within what 32 bits count there.
+bool kept_tables_fit(const ScheduleOptions& options, std::int64_t num_rows, std::int64_t num_pages);
 
 // The schedule of a batch of sequences whose tables are kept, in which every size has room for
 // more, so that the next one's is the same most of the time. The device counts the items;

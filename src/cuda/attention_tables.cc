@@ -36,9 +36,8 @@ void AttentionTables::upload(const AttentionPlan& plan, Schedule schedule, cudaS
 }
 
 bool AttentionTables::can_keep(const SequenceBatch& batch) const noexcept {
-  return keeps_sequences_ && page_slots(options_, batch.totals.num_pages) <= kMostPageSlots &&
-         TableKeeper::room_for(static_cast<std::int64_t>(batch.rows.size()),
-                               batch.totals.num_pages) <= std::numeric_limits<std::int32_t>::max();
+  return keeps_sequences_ && kept_tables_fit(options_, static_cast<std::int64_t>(batch.rows.size()),
+                                             batch.totals.num_pages);
 }
 
 void AttentionTables::keep(const SequenceBatch& batch, cudaStream_t stream) {

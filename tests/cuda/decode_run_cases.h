@@ -64,17 +64,17 @@ inline std::vector<RunCase> run_cases() {
   };
 }
 
-// Rows of 1 to 70,001 keys, around every border of how they are split, alone and among so many
-// others that blocks take runs, by each limit.
+inline constexpr std::int64_t kRaggedLengths[] = {
+    1,    2,    3,    15,   16,   17,   33,   127,   128,   129,   1000,  1024,  1025, 2047,
+    2048, 2049, 4096, 4097, 8191, 8192, 8193, 16384, 16385, 30000, 45000, 65536, 70001};
+
+// Rows of those lengths, which are around every border of how they are split, alone and among so
+// many others that blocks take runs.
 inline std::vector<RunCase> ragged_cases() {
   using Rows = std::vector<std::pair<std::int64_t, int>>;
   const auto among = [](Rows others) {
     Rows rows;
-    for (const std::int64_t kv_len :
-         {1,    2,    3,    15,   16,   17,   33,   127,   128,   129,   1000,  1024,  1025, 2047,
-          2048, 2049, 4096, 4097, 8191, 8192, 8193, 16384, 16385, 30000, 45000, 65536, 70001}) {
-      rows.push_back({kv_len, 1});
-    }
+    for (const std::int64_t kv_len : kRaggedLengths) rows.push_back({kv_len, 1});
     rows.insert(rows.end(), others.begin(), others.end());
     return rows;
   };
@@ -95,6 +95,22 @@ inline std::vector<RunCase> ragged_cases() {
        .run_limit = 256,
        .num_qo_heads = 8,
        .num_kv_heads = 2},
+      {.name = "OfThreeHeads",  // more than kFewHeads
+       .rows = among({{32768, 200}}),
+       .run_limit = 512,
+       .num_qo_heads = 12,
+       .num_kv_heads = 3},
+      {.name = "OfThreeHeadsAmongRowsOf4k",
+       .rows = among({{4096, 200}}),
+       .run_limit = 256,
+       .num_qo_heads = 12,
+       .num_kv_heads = 3},
+      {.name = "OfThreeHeadsOfFloat8",
+       .rows = among({{8192, 600}}),
+       .run_limit = 256,
+       .num_qo_heads = 12,
+       .num_kv_heads = 3,
+       .float8_scaling = KVScaling::kFixed},
       {.name = "OfSixteenQueryRows",
        .rows = among({{4096, 1400}}),
        .run_limit = 256,

@@ -3,8 +3,11 @@
 // few sequences, so that many of them take little memory.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <span>
 #include <string>
@@ -91,6 +94,12 @@ class CudaDecodeRuns : public ::testing::TestWithParam<RunCase> {
       attention->run(queries, outs[i].view(), {.lse = lses[i].view()});
     }
     check(cudaDeviceSynchronize());
+    for (const Tensor* tensor : {&outs[0], &lses[0]}) {
+      const auto elements = tensor->read();
+      EXPECT_TRUE(std::none_of(elements.begin(), elements.end(), [](double x) {
+        return std::isnan(x);
+      })) << "not all was written";
+    }
     for (std::size_t i = 1; i < outs.size(); ++i) {
       EXPECT_TRUE(outs[i].bytes() == outs[0].bytes() && lses[i].bytes() == lses[0].bytes());
     }
@@ -143,7 +152,7 @@ INSTANTIATE_TEST_SUITE_P(, CudaDecodeRuns, ::testing::ValuesIn(run_cases()),
 
 class CudaDecodeRagged : public CudaDecodeRuns {
  protected:
-  static constexpr std::size_t kNumRagged = 27;  // rows, in front of the others
+  static constexpr std::size_t kNumRagged = std::size(kRaggedLengths);  // in front of the others
 
   // The first `count` rows, of a graph that is captured once.
   std::vector<std::vector<std::byte>> replay(std::size_t count) {
@@ -169,6 +178,12 @@ class CudaDecodeRagged : public CudaDecodeRuns {
     fill_with_nan(lse.view());
     graph->launch(stream);
     stream.wait();
+    EXPECT_EQ(captured->kernel_name(), decode_kernel_name(c));
+    const auto all = lse.read();
+    const auto is_nan = [](double x) { return std::isnan(x); };
+    EXPECT_TRUE(std::all_of(all.begin() + static_cast<std::ptrdiff_t>(count) * c.num_qo_heads,
+                            all.end(), is_nan))
+        << "rows behind the batch were written";
     return rows_of(out, lse, count);
   }
   void plan_first(std::size_t count) {

@@ -83,7 +83,7 @@ std::vector<AttentionCase> cases() {
       c.num_kv_heads = 1;
       c.rows = {{1, 9000}, {4, 5000}};
     });
-    add(base, "VeryLong", [](AttentionCase& c) { c.rows = {{1, 40000}, {1, 3}}; });
+    add(base, "VeryLong", [](AttentionCase& c) { c.rows = {{1, 70001}, {1, 3}}; });
     add(base, "OneRow", [](AttentionCase& c) { c.rows = {{1, 15}}; });
     add(base, "NothingToAttendTo", [](AttentionCase& c) {
       c.causal = false;

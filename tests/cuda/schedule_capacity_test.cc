@@ -194,16 +194,24 @@ TEST(CudaCapacity, RefusesARowThatIsTooLongForDecode) {
   ++plan.rows[1].kv_len;
   EXPECT_THAT(error_of<UnsupportedError>([&] { measure_schedule(options, plan); }),
               AllOf(HasSubstr("row 1"), HasSubstr("1073741825 keys"), HasSubstr("1073741824")));
+  plan.rows[1].q_len = 0;  // which no kernel takes
+  EXPECT_NO_THROW(measure_schedule(options, plan));
+  plan.rows[1].q_len = 1;
   options.capacity.max_q_len = 9;  // 36 query rows: another kernel's too
   EXPECT_NO_THROW(measure_schedule(options, plan));
 }
 
-TEST(CudaSchedule, CountsTokensThatPagesHaveRoomFor) {
+// As plan() has them: 2^32 tokens, of the capacity where there is one.
+TEST(CudaSchedule, KeepsTablesOfWhat32BitsCount) {
   ScheduleOptions options = options_of(8, 2, 128, 16);
-  EXPECT_EQ(page_slots(options, (1 << 28) - 1), kMostPageSlots - 15);
-  EXPECT_GT(page_slots(options, 1 << 28), kMostPageSlots);
-  options.capacity = {.max_sequences = 2, .max_q_tokens = 2, .max_pages = 99};
-  EXPECT_EQ(page_slots(options, 3), 99 * 16);  // as many as a replay may meet
+  EXPECT_TRUE(kept_tables_fit(options, 4096, (1 << 28) - 1));
+  EXPECT_FALSE(kept_tables_fit(options, 4096, 1 << 28));
+  options.capacity = {.max_sequences = 2, .max_q_tokens = 2, .max_pages = 1 << 28};
+  EXPECT_FALSE(kept_tables_fit(options, 2, 3));
+  options.capacity.max_pages -= 1;
+  EXPECT_TRUE(kept_tables_fit(options, 2, 3));
+  options = options_of(8, 2, 128, 1);
+  EXPECT_FALSE(kept_tables_fit(options, 4096, std::int64_t{1} << 31));  // entries of the tables
 }
 
 TEST(CudaSchedule, RefusesWhatIndicesOf32BitsDoNotHold) {

@@ -222,6 +222,7 @@ __device__ __forceinline__ Parts<S> attend_to(const Call& call, Shared<S>& share
 // Of shared memory, for a warp that may arrive at the slot without another look at most of it:
 // whoever has compared num_tiles has read all.
 __device__ __forceinline__ Chunk whole_chunk(const Chunk& slot, std::uint32_t zero) {
+  static_assert(sizeof(Chunk) == 12 * sizeof(int), "a field is missing below");
   Chunk chunk = slot;
   const int all = chunk.head | chunk.number | chunk.num_items | chunk.run_items |
                   int{chunk.is_of_run} | chunk.num_left | chunk.first_tile | chunk.kv_len |
