@@ -18,13 +18,8 @@ class CudaDecodeOracle : public ::testing::TestWithParam<AttentionCase> {};
 
 TEST_P(CudaDecodeOracle, Agrees) {
   if (!has_gpu()) GTEST_SKIP() << "no GPU here: this test needs one";
-  const AttentionCase& c = GetParam();
   auto random = random_source(5310);
-  const auto rows = random_rows(c, random);
-  const PagedBatch batch(c, rows, cuda(0), random, {.unused = Unused::kMixed});
-  const GpuResult result = attend_on_gpu(c, rows, batch);
-  expect_reference(c, rows, result.tensors);
-  EXPECT_EQ(result.kernel, decode_kernel_name(c));
+  EXPECT_EQ(check_on_gpu(GetParam(), random), decode_kernel_name(GetParam()));
 }
 
 // What decides which kernel is compiled: the types, the head's size and how many query rows.

@@ -49,6 +49,16 @@ GpuResult attend_on_gpu(const AttentionCase& c, const std::vector<ref::Row>& row
   return result;
 }
 
+std::string check_on_gpu(const AttentionCase& c, std::mt19937_64& random) {
+  const auto rows = random_rows(c, random);
+  const PagedBatch batch(c, rows, cuda(0), random, {.unused = Unused::kMixed});
+  const auto keys = batch.key_bytes(), values = batch.value_bytes();
+  const GpuResult result = attend_on_gpu(c, rows, batch);
+  expect_reference(c, rows, result.tensors);
+  EXPECT_TRUE(keys == batch.key_bytes() && values == batch.value_bytes()) << "caches are inputs";
+  return result.kernel;
+}
+
 std::string decode_kernel_name(const AttentionCase& c) {
   std::string name = is_hopper() ? "cuda-decode-" : "cuda-fa2-";
   name += to_string(c.kv_dtype);

@@ -34,6 +34,9 @@ struct GpuResult {
 GpuResult attend_on_gpu(const AttentionCase& c, const std::vector<ref::Row>& rows,
                         const PagedBatch& batch);
 
+// Random rows in a paged cache full of traps, one run, the oracle; answers kernel_name().
+std::string check_on_gpu(const AttentionCase& c, std::mt19937_64& random);
+
 // kernel_name() of a batch of rows that decode serves on Hopper, and FA2 elsewhere.
 std::string decode_kernel_name(const AttentionCase& c);
 
